@@ -1,0 +1,55 @@
+"""What the planner knows of a value before it exists: dtype, shape, and for small host values the content."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spec:
+    """A tensor as the planner sees it.
+
+    Attributes:
+        dtype: element type (NumPy; ml_dtypes for the narrow ones; object for strings).
+        shape: concrete dimensions.
+        const: the content where it is known when the plan is made (weights, host shape arithmetic), else None.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    const: np.ndarray | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements in a dense buffer; sub-byte types take a byte each, as in NumPy."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @staticmethod
+    def of(array: np.ndarray) -> Spec:
+        """Spec of a known array, content included."""
+        return Spec(array.dtype, tuple(array.shape), array)
+
+    def __repr__(self) -> str:
+        text = f"{self.dtype.name}{list(self.shape)}"
+        return text if self.const is None else f"{text}=const"
+
+
+class Unknown(Exception):  # noqa: N818 - a fact, not an error: the planner cuts the plan here
+    """A shape rule needs the content of an input that is not known when the plan is made."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
