@@ -14,7 +14,7 @@ _RULES: dict[tuple[str, str], Rule] = {}
 
 
 def rule(*op_types: str, domain: str = "") -> Callable[[Rule], Rule]:
-    """Register a rule for operators: ``(node, input specs) -> output specs``, one for each output the operator can have.
+    """Register a rule for operators: ``(node, input specs) -> output specs``, one for each output there can be.
 
     A rule raises :class:`gpurt.spec.Unknown` when it needs the content of an input whose ``const`` is None, and
     ValueError naming the mismatch when the shapes do not fit the operator.

@@ -1,0 +1,89 @@
+"""The Driver protocol: the few calls that a GPU API must offer. gpurt.device builds a whole provider on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpurt.provider import BufferRef
+
+Arg = BufferRef | np.generic
+"""A kernel argument: a tensor (passed as base pointer and i64 offset in elements, see TENSOR in the dialect headers)
+or a NumPy scalar of the exact type that the kernel declares."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """Facts about a device that lowerings and predicates ask for; sizes in bytes."""
+
+    name: str
+    kind: str = "gpu"  # "gpu", "accelerator", "cpu" or "emulator"
+    dialect: str = "opencl"  # which dialect header kernels get: "opencl" or "cuda"
+    kernel_class: str = "gpu"  # "gpu" (local-memory tiles) or "cpu" (fat work-items, float8)
+    vendor: str = ""
+    driver: str = ""
+    fp16: bool = False  # half arithmetic; half storage works everywhere
+    fp64: bool = False
+    subgroups: bool = False
+    compute_units: int = 1
+    max_group: int = 256
+    local_bytes: int = 32768
+    max_alloc: int = 1 << 31
+    memory: int = 1 << 32
+    base_align: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class TensorArg:
+    """A tensor argument with the element size that turns its byte offset into the element offset kernels take."""
+
+    ref: BufferRef
+    itemsize: int
+
+
+class Launcher(Protocol):
+    """A kernel with all arguments set: call it with a stream; it belongs to one PlanState."""
+
+    def __call__(self, stream: Any) -> None: ...
+
+    def set(self, position: int, arg: TensorArg) -> None:
+        """Replace a tensor argument; position counts tensors and scalars as one each."""
+
+
+class Driver(Protocol):
+    """A device of a GPU API. All calls may come from several threads; a stream is used by one at a time."""
+
+    def info(self) -> DeviceInfo: ...
+
+    def alloc(self, nbytes: int) -> Any:
+        """Raises MemoryError when the device has no room."""
+
+    def free(self, buffer: Any) -> None: ...
+
+    def write(self, dst: BufferRef, src: np.ndarray, stream: Any) -> None: ...
+
+    def read(self, dst: np.ndarray, src: BufferRef, stream: Any) -> None: ...
+
+    def copy(self, dst: BufferRef, src: BufferRef, nbytes: int, stream: Any) -> None: ...
+
+    def build(self, source: str, name: str) -> Any:
+        """Compile a program. Raises gpurt.errors.EPFail with the compiler's log."""
+
+    def prepare(
+        self,
+        program: Any,
+        entry: str,
+        args: Sequence[TensorArg | np.generic],
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+    ) -> Launcher:
+        """Bind a kernel: grid counts groups, block the items of a group."""
+
+    def stream(self) -> Any: ...
+
+    def synchronize(self, stream: Any) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,156 @@
+"""Units of the device layer: a node, or a fused group, that is planned for concrete shapes and bound to memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpurt.device.driver import DeviceInfo, Driver, Launcher, TensorArg
+from gpurt.device.lowering import Call, Emitted, Launch, Lowering, Ref
+from gpurt.device.source import program_text
+from gpurt.device.table import OpTable
+from gpurt.device.weights import Constants
+from gpurt.graph.view import NodeView
+from gpurt.infer import infer
+from gpurt.provider import BufferRef, Operand, Refused, UnitPlan
+from gpurt.spec import Spec
+
+
+class Host(Protocol):
+    """What units need of the provider they belong to."""
+
+    driver: Driver
+    info: DeviceInfo
+    table: OpTable
+    constants: Constants
+
+    def program(self, text: str, name: str) -> Any: ...
+
+
+def lowering_for(
+    host: Host,
+    node: NodeView,
+    specs: Sequence[Spec | None],
+    outs: Sequence[Spec],
+    emitted: Emitted,
+) -> Lowering:
+    """A Lowering whose inputs and outputs are the unit's operands."""
+    return Lowering(
+        node=node,
+        specs=specs,
+        outs=outs,
+        info=host.info,
+        table=host.table,
+        emitted=emitted,
+        program=partial(program_text, host.info),
+        derive=host.constants.derive,
+        ins=[None if s is None else Ref(s, Operand("in", i)) for i, s in enumerate(specs)],
+        results=[Ref(s, Operand("out", i)) for i, s in enumerate(outs)],
+    )
+
+
+class KernelUnit:
+    """One node on a kernel provider."""
+
+    def __init__(self, host: Host, node: NodeView) -> None:
+        self._host = host
+        self.nodes: Sequence[NodeView] = (node,)
+        self.inputs = [None if v is None else v.name for v in node.inputs]
+        self.outputs = [None if v is None else v.name for v in node.outputs]
+        row = host.table.rows[node.domain, node.op_type]
+        self.host_inputs = frozenset(i for i in row.host if i < len(node.inputs) and node.inputs[i] is not None)
+        self._lower = row.lower
+
+    def plan(self, inputs: Sequence[Spec | None]) -> UnitPlan:
+        """Shapes from the rules, launches from the row. Raises Refused or Unknown."""
+        node = self.nodes[0]
+        try:
+            outs = infer(node, inputs)
+        except ValueError as e:
+            raise Refused(str(e)) from e
+        emitted = Emitted()
+        self._lower(lowering_for(self._host, node, inputs, outs, emitted))
+        return finish(self._host, emitted, outs[: len(self.outputs)], node.op_type)
+
+
+def finish(
+    host: Host, emitted: Emitted, outs: Sequence[Spec], name: str, inplace: Mapping[int, tuple[int, ...]] | None = None
+) -> UnitPlan:
+    """Build the programs that were emitted and collect what they touch."""
+    operands: list[Operand] = []
+    index: dict[tuple[str, int], int] = {}
+
+    def number(operand: Operand) -> int:
+        key = (operand.kind, operand.index if operand.kind in ("in", "out") else id(operand))
+        if key not in index:
+            index[key] = len(operands)
+            operands.append(operand)
+        return index[key]
+
+    items: list[tuple[Launch | Call, Any, list[int | None]]] = []
+    for item in emitted.launches:
+        program = host.program(item.source, name) if isinstance(item, Launch) else None
+        items.append((item, program, [number(a.operand) if isinstance(a, Ref) else None for a in item.args]))
+
+    return UnitPlan(
+        outputs=outs,
+        operands=operands,
+        aliases=emitted.aliases,
+        inplace=inplace or {},
+        bind=lambda refs: _Bound(host.driver, items, refs),
+        kernels=[item.entry if isinstance(item, Launch) else item.name for item, _, _ in items],
+    )
+
+
+class _Bound:
+    """Launches over actual memory."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        items: Sequence[tuple[Launch | Call, Any, list[int | None]]],
+        refs: Sequence[BufferRef],
+    ) -> None:
+        self.steps: list[Callable[[Any], None]] = []
+        self._where: dict[int, list[tuple[Launcher | _BoundCall, int, Ref]]] = {}
+        for item, program, numbers in items:
+            args = [
+                _tensor(refs[n], a) if n is not None and isinstance(a, Ref) else a
+                for n, a in zip(numbers, item.args, strict=True)
+            ]
+            step: Launcher | _BoundCall
+            if isinstance(item, Launch):
+                step = driver.prepare(program, item.entry, args, item.grid, item.block)  # type: ignore[arg-type]
+            else:
+                step = _BoundCall(item.fn, args)
+            self.steps.append(step)
+            for position, (n, a) in enumerate(zip(numbers, item.args, strict=True)):
+                if n is not None and isinstance(a, Ref):
+                    self._where.setdefault(n, []).append((step, position, a))
+
+    def rebind(self, operand: int, ref: BufferRef) -> None:
+        """Point an operand at other memory in every launch that uses it."""
+        for step, position, arg in self._where.get(operand, ()):
+            step.set(position, _tensor(ref, arg))
+
+
+@dataclass(slots=True)
+class _BoundCall:
+    fn: Callable[..., None]
+    args: list[Any]
+
+    def __call__(self, stream: Any) -> None:
+        self.fn(*self.args, stream)
+
+    def set(self, position: int, arg: TensorArg) -> None:
+        self.args[position] = arg
+
+
+def _tensor(ref: BufferRef, arg: Ref) -> TensorArg:
+    itemsize = np.dtype(arg.dtype).itemsize
+    shift = arg.offset * itemsize
+    return TensorArg(BufferRef(ref.buffer, ref.offset + shift, ref.nbytes - shift), itemsize)

@@ -1,0 +1,101 @@
+"""Constants in device memory: stored once per content and device, shared by sessions, freed when the last one goes."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+
+from gpurt.device.driver import Driver
+from gpurt.provider import BufferRef
+
+_ALIGN = 64
+
+
+class _Stored:
+    """Owns one allocation; sessions hold it, the store only knows it weakly."""
+
+    def __init__(self, driver: Driver, array: np.ndarray) -> None:
+        nbytes = max(array.nbytes, 1)
+        buffer = driver.alloc(-(-nbytes // _ALIGN) * _ALIGN)
+        self.ref = BufferRef(buffer, 0, nbytes)
+        weakref.finalize(self, driver.free, buffer)
+        if array.nbytes:
+            stream = driver.stream()
+            driver.write(self.ref, array, stream)
+            driver.synchronize(stream)
+
+
+class WeightStore:
+    """The constants of one device, by content."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._by_content: weakref.WeakValueDictionary[bytes, _Stored] = weakref.WeakValueDictionary()
+        self._lock = threading.Lock()
+
+    def get(self, array: np.ndarray, key: bytes) -> _Stored:
+        """The allocation with this content, made on first use. Raises MemoryError when the device has no room."""
+        with self._lock:
+            stored = self._by_content.get(key)
+            if stored is None:
+                stored = _Stored(self._driver, array)
+                self._by_content[key] = stored
+            return stored
+
+
+_STORES: weakref.WeakKeyDictionary[Driver, WeightStore] = weakref.WeakKeyDictionary()
+
+
+def store_for(driver: Driver) -> WeightStore:
+    """The process's one store for a device."""
+    return _STORES.setdefault(driver, WeightStore(driver))
+
+
+class Constants:
+    """A session's hold on constants: hashes each array once, keeps what the session uses alive."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._store = store_for(driver)
+        self._held: dict[bytes, _Stored] = {}
+        self._keys: dict[int, tuple[np.ndarray, bytes]] = {}
+        self._derived: dict[tuple[bytes, str], np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def key(self, array: np.ndarray) -> bytes:
+        """Content key: dtype, shape and bytes. The array is kept, so that its id stays its own."""
+        with self._lock:
+            known = self._keys.get(id(array))
+            if known is not None:
+                return known[1]
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else b"")
+        key = digest.digest()
+        if array.nbytes >= 4096:  # hashing small arrays again is cheaper than keeping them
+            with self._lock:
+                self._keys[id(array)] = (array, key)
+        return key
+
+    def get(self, array: np.ndarray) -> BufferRef:
+        """Device memory with this content."""
+        key = self.key(array)
+        held = self._held.get(key)
+        if held is None:
+            held = self._held[key] = self._store.get(np.ascontiguousarray(array), key)
+        return held.ref
+
+    def derive(self, array: np.ndarray, tag: str, make: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """``make(array)``, computed once per content and tag."""
+        key = (self.key(array), tag)
+        made = self._derived.get(key)
+        if made is None:
+            made = self._derived[key] = np.ascontiguousarray(make(array))
+        return made
+
+    def nbytes(self) -> int:
+        """Bytes of the constants this session holds on the device."""
+        return sum(s.ref.nbytes for s in self._held.values())

@@ -1,0 +1,26 @@
+"""Walks over onnx-ir graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+
+def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    """Graphs in the attributes of a node."""
+    for attr in node.attributes.values():
+        if attr.is_ref():
+            continue
+        if attr.type == ir.AttributeType.GRAPH:
+            yield attr.as_graph()
+        elif attr.type == ir.AttributeType.GRAPHS:
+            yield from attr.as_graphs()
+
+
+def graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
+    """A graph and all graphs nested in it, outer before inner."""
+    yield graph
+    for node in list(graph):
+        for body in bodies(node):
+            yield from graphs(body)

@@ -1,0 +1,170 @@
+"""The arena of a device: regions taken from the driver, cut into chunks, handed out best fit, coalesced when freed.
+
+Pure arithmetic over two callbacks; it never touches a device itself. The scheme is best fit with coalescing as in
+ONNX Runtime's BFCArena, without bins: plans allocate few large blocks, so a sorted scan is cheap.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpurt.errors import InvalidArgument, OutOfMemory
+from gpurt.provider import BufferRef
+
+STRATEGIES = ("next_power_of_two", "same_as_requested")
+
+
+@dataclass(slots=True)
+class _Region:
+    buffer: Any
+    nbytes: int
+    free: list[tuple[int, int]] = field(default_factory=list)  # (offset, length), sorted, never adjacent
+
+
+class RegionArena:
+    """Region based arena over a driver's alloc and free.
+
+    Args:
+        alloc: bytes -> buffer; raises MemoryError (or OutOfMemory) when the device has no room.
+        free: gives a buffer back to the device.
+        alignment: in bytes, a power of two; offsets and lengths are multiples of it.
+        max_block: largest single allocation that the device allows, in bytes.
+        limit: most bytes held from the device at once; None for no limit.
+        strategy: ``next_power_of_two`` doubles the size of new regions, ``same_as_requested`` takes what is asked for.
+        initial: bytes of the first region under ``next_power_of_two``.
+        name: the device, for messages.
+    """
+
+    def __init__(
+        self,
+        alloc: Callable[[int], Any],
+        free: Callable[[Any], None],
+        *,
+        alignment: int = 128,
+        max_block: int = 1 << 62,
+        limit: int | None = None,
+        strategy: str = "next_power_of_two",
+        initial: int = 1 << 20,
+        name: str = "device",
+    ) -> None:
+        if strategy not in STRATEGIES:
+            raise InvalidArgument(
+                f"arena_extend_strategy is {strategy!r}", remedy=f"Use one of {', '.join(STRATEGIES)}"
+            )
+        self.alignment = alignment
+        self.max_block = max_block - max_block % alignment
+        self._alloc, self._free = alloc, free
+        self._limit, self._strategy, self._name = limit, strategy, name
+        self._next = initial
+        self._regions: list[_Region] = []
+        self._lock = threading.Lock()
+        self._in_use = self._held = self._peak = self._allocations = self._extensions = 0
+
+    def alloc(self, nbytes: int) -> BufferRef:
+        """A block of nbytes rounded up to the alignment. Raises OutOfMemory, with what was asked, held and the limit."""
+        size = -(-max(nbytes, 1) // self.alignment) * self.alignment
+        with self._lock:
+            place = self._best_fit(size) or self._extend(size)
+            region, slot = place
+            offset, length = region.free[slot]
+            if length == size:
+                del region.free[slot]
+            else:
+                region.free[slot] = (offset + size, length - size)
+            self._in_use += size
+            self._peak = max(self._peak, self._in_use)
+            self._allocations += 1
+            return BufferRef(region.buffer, offset, size)
+
+    def free(self, ref: BufferRef) -> None:
+        """Give a block back; neighbouring free chunks become one."""
+        with self._lock:
+            region = next(r for r in self._regions if r.buffer is ref.buffer)
+            chunks = sorted([*region.free, (ref.offset, ref.nbytes)])
+            merged = [chunks[0]]
+            for offset, length in chunks[1:]:
+                last, size = merged[-1]
+                if last + size == offset:
+                    merged[-1] = (last, size + length)
+                else:
+                    merged.append((offset, length))
+            region.free = merged
+            self._in_use -= ref.nbytes
+
+    def shrink(self) -> int:
+        """Give regions that hold nothing back to the device; returns the bytes freed."""
+        with self._lock:
+            return self._shrink()
+
+    def stats(self) -> Mapping[str, int]:
+        """Bytes in_use, held, peak and limit (0: none); counts of allocations and extensions."""
+        with self._lock:
+            return {
+                "in_use": self._in_use,
+                "held": self._held,
+                "peak": self._peak,
+                "limit": self._limit or 0,
+                "allocations": self._allocations,
+                "extensions": self._extensions,
+            }
+
+    def _shrink(self) -> int:
+        empty = [r for r in self._regions if r.free == [(0, r.nbytes)]]
+        for region in empty:
+            self._regions.remove(region)
+            self._free(region.buffer)
+        freed = sum(r.nbytes for r in empty)
+        self._held -= freed
+        return freed
+
+    def _best_fit(self, size: int) -> tuple[_Region, int] | None:
+        best: tuple[int, _Region, int] | None = None
+        for region in self._regions:
+            for slot, (_, length) in enumerate(region.free):
+                if length >= size and (best is None or length < best[0]):
+                    best = (length, region, slot)
+        return None if best is None else (best[1], best[2])
+
+    def _extend(self, size: int) -> tuple[_Region, int]:
+        if size > self.max_block:
+            raise OutOfMemory(
+                f"{self._name}: {size} bytes asked for in one piece, the device allows {self.max_block}",
+                remedy="Use a smaller batch, or run the layer on another provider",
+            )
+        want = size
+        if self._strategy == "next_power_of_two":
+            while self._next < size:
+                self._next *= 2
+            want = min(self._next, self.max_block)
+        if self._limit is not None and self._held + want > self._limit:
+            want = size  # near the limit only what is needed is taken
+            if self._held + want > self._limit:
+                self._shrink()
+            if self._held + want > self._limit:
+                raise self._exhausted(size)
+        try:
+            buffer = self._alloc(want)
+        except MemoryError:
+            self._shrink()
+            want = size
+            try:
+                buffer = self._alloc(want)
+            except MemoryError as e:
+                raise self._exhausted(size) from e
+        if self._strategy == "next_power_of_two":
+            self._next = min(self._next * 2, 1 << 30)
+        region = _Region(buffer, want, [(0, want)])
+        self._regions.append(region)
+        self._held += want
+        self._extensions += 1
+        return region, 0
+
+    def _exhausted(self, size: int) -> OutOfMemory:
+        limit = "none" if self._limit is None else f"{self._limit}"
+        return OutOfMemory(
+            f"{self._name}: out of memory, {size} bytes asked for, {self._held} held ({self._in_use} in use), limit {limit}",
+            remedy="Raise memory_limit, use smaller inputs, or put another provider behind this one",
+        )

@@ -1,0 +1,124 @@
+"""SessionOptions and RunOptions: every knob with its type, default and meaning; misspelt names are refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any, Final
+
+from gpurt.errors import InvalidArgument, NotImplemented, suggest
+
+
+class GraphOptimizationLevel(IntEnum):
+    """How much the graph is optimized; ONNX Runtime's names and numbers."""
+
+    ORT_DISABLE_ALL = 0
+    ORT_ENABLE_BASIC = 1
+    ORT_ENABLE_EXTENDED = 2
+    ORT_ENABLE_LAYOUT = 3
+    ORT_ENABLE_ALL = 99
+
+
+_LEVELS: Final = {
+    "disable_all": GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "layout": GraphOptimizationLevel.ORT_ENABLE_LAYOUT,
+    "all": GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+# Options of ONNX Runtime that users may reach for and gpurt does not have yet; setting one must not be silent.
+_NOT_YET: Final = {
+    "enable_profiling",
+    "execution_mode",
+    "inter_op_num_threads",
+    "optimized_model_filepath",
+    "profile_file_prefix",
+}
+
+
+def _level(value: Any) -> GraphOptimizationLevel:
+    if isinstance(value, str):
+        if value.lower() not in _LEVELS:
+            raise InvalidArgument(
+                f"graph_optimization_level is {value!r}{suggest(value, _LEVELS)}",
+                remedy=f"Use one of {', '.join(_LEVELS)}",
+            )
+        return _LEVELS[value.lower()]
+    try:
+        return GraphOptimizationLevel(int(value))
+    except (TypeError, ValueError) as e:
+        raise InvalidArgument(
+            f"graph_optimization_level is {value!r}", remedy=f"Use one of {', '.join(_LEVELS)}, or 0, 1, 2, 3, 99"
+        ) from e
+
+
+class SessionOptions:
+    """Options of an InferenceSession.
+
+    Attributes:
+        graph_optimization_level: GraphOptimizationLevel, its number or its name. Default all.
+        partitioning: ``greedy``: the first provider in the list that can run a node takes it (ONNX Runtime's way).
+        strict: an unusable provider in the list, or a node that falls to the appended cpu, is an error. Default False.
+        cache_dir: folder for caches; None for the user's cache folder, False for none.
+        intra_op_num_threads: threads of NumPy's BLAS, for the whole process; 0 leaves them as they are.
+        plan_cache_size: most plans kept for each point where a plan can begin; the least recently used goes first.
+        log_severity_level: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal; -1 leaves the logger ``gpurt`` as it is.
+        logid: a name for the session in log messages.
+    """
+
+    __slots__ = (
+        "cache_dir",
+        "graph_optimization_level",
+        "intra_op_num_threads",
+        "log_severity_level",
+        "logid",
+        "partitioning",
+        "plan_cache_size",
+        "strict",
+    )
+
+    cache_dir: str | os.PathLike[str] | bool | None
+    graph_optimization_level: GraphOptimizationLevel
+    intra_op_num_threads: int
+    log_severity_level: int
+    logid: str
+    partitioning: str
+    plan_cache_size: int
+    strict: bool
+
+    def __init__(self, **values: Any) -> None:
+        defaults: Mapping[str, Any] = {
+            "cache_dir": None,
+            "graph_optimization_level": GraphOptimizationLevel.ORT_ENABLE_ALL,
+            "intra_op_num_threads": 0,
+            "log_severity_level": -1,
+            "logid": "",
+            "partitioning": "greedy",
+            "plan_cache_size": 32,
+            "strict": False,
+        }
+        for name, value in {**defaults, **values}.items():
+            setattr(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _NOT_YET:
+            raise NotImplemented(f"SessionOptions.{name} is not supported yet", remedy="Leave it at its default")
+        if name not in self.__slots__:
+            raise InvalidArgument(
+                f"SessionOptions has no option {name!r}{suggest(name, self.__slots__)}",
+                remedy=f"The options are {', '.join(self.__slots__)}",
+            )
+        if name == "graph_optimization_level":
+            value = _level(value)
+        elif name == "partitioning" and value != "greedy":
+            raise InvalidArgument(f"partitioning is {value!r}{suggest(str(value), ['greedy'])}", remedy="Use 'greedy'")
+        elif name in ("intra_op_num_threads", "plan_cache_size", "log_severity_level"):
+            low = {"intra_op_num_threads": 0, "plan_cache_size": 1, "log_severity_level": -1}[name]
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise InvalidArgument(f"{name} is {value!r}", remedy=f"Give an integer of at least {low}")
+        object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"SessionOptions({', '.join(f'{n}={getattr(self, n)!r}' for n in self.__slots__)})"

@@ -1,0 +1,235 @@
+"""Who runs which node: each provider in turn takes what it can natively, then with casts, then as a function body."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from gpurt import dtypes
+from gpurt.errors import NotImplemented
+from gpurt.graph.view import GraphView, NodeView, ValueView
+from gpurt.infer.types import result_dtypes
+from gpurt.loader import Expansion, Names, Views, expand, has_body
+from gpurt.partitioner.casts import Widener
+from gpurt.partitioner.result import Decisions
+from gpurt.partitioner.shapes import host_nodes, shape_known
+from gpurt.provider import HOST, Provider
+
+logger = logging.getLogger(__name__)
+
+CONTROL = frozenset({"If", "Loop", "Scan"})
+_DEPTH = 8  # function bodies inside function bodies
+
+
+class Assigner:
+    """Assigns every node of a model to a provider, editing the graphs where casts or bodies are put in.
+
+    Args:
+        model: in canonical form, optimized.
+        providers: in priority order; one of them, usually the last, has the host's memory.
+        names: the model's names, for new values and nodes.
+        decisions: where the reasons are collected.
+    """
+
+    def __init__(self, model: ir.Model, providers: Sequence[Provider], names: Names, decisions: Decisions) -> None:
+        self._model = model
+        self._providers = providers
+        self._host = next(i for i, p in enumerate(providers) if p.memory_space == HOST)
+        self._names = names
+        self._decisions = decisions
+        self._claimed: dict[ir.Node, int] = {}
+        self._groups: list[tuple[int, list[ir.Node]]] = []
+        self._expansions: dict[ir.Node, Expansion | None] = {}
+        self._widener = Widener(providers, names, decisions)
+
+    def assign(self) -> tuple[dict[str, int], list[tuple[int, tuple[str, ...]]]]:
+        """Node name -> position of its provider, and the claims of several nodes that are compiled as one.
+
+        Raises NotImplemented for a node that no provider can run.
+        """
+        complete_types(self._model.graph)
+        self._graph(self._model.graph, set(), ())
+        for expansion in self._expansions.values():
+            if expansion is not None:
+                _detach(expansion)
+        owners = {node.name or "": owner for node, owner in self._claimed.items() if node.graph is not None}
+        return owners, [(p, tuple(n.name or "" for n in g)) for p, g in self._groups]
+
+    def _graph(self, graph: ir.Graph, known: set[str], deciding: Iterable[str]) -> None:
+        known = known | {n for n, v in graph.initializers.items() if not v.is_graph_input()}
+        inside = known | shape_known(Views().graph(graph).nodes, known)
+        for node in list(graph):
+            for name, attr in node.attributes.items():
+                if attr.type == ir.AttributeType.GRAPH:
+                    body = attr.as_graph()
+                    condition = body.outputs[0].name if node.op_type == "Loop" and name == "body" else None
+                    self._graph(body, inside, () if condition is None else (condition,))
+        self._pin_to_host(graph, known, deciding)
+        for position in range(len(self._providers)):
+            self._offer(graph, position)
+        for node in graph:
+            if node not in self._claimed:
+                raise self._unsupported(node)
+
+    def _pin_to_host(self, graph: ir.Graph, known: set[str], deciding: Iterable[str]) -> None:
+        """Control flow belongs to the framework, shape arithmetic to the host, whoever else could run it."""
+        views = Views()
+        view = views.graph(graph)
+        wanted = set(deciding)
+        chosen = host_nodes(view.nodes, [v for v in view.outputs if v.name in wanted], known)
+        by_name = {n.name: n for n in view.nodes}
+        capable = {n for c in self._capability(self._host, [by_name[n] for n in chosen])[0] for n in c}
+        for node in graph:
+            if node.op_type in CONTROL and not node.domain:
+                self._claimed[node] = self._host
+            elif node.name in chosen and node.name in capable:
+                self._claimed[node] = self._host
+                for provider in self._providers:
+                    if provider.memory_space != HOST:
+                        self._refuse(node, provider, "shape arithmetic stays on the host")
+
+    def _offer(self, graph: ir.Graph, position: int) -> None:
+        provider = self._providers[position]
+        free = [n for n in graph if n not in self._claimed]
+        if not free:
+            return
+        views = Views()
+        by_name = {n.name or "": n for n in free}
+        claims, refused = self._capability(position, [views.node(n) for n in free])
+        for claim in claims:
+            nodes = [by_name[n] for n in claim if n in by_name and by_name[n] not in self._claimed]
+            if len(nodes) < len(claim) and nodes:
+                logger.info("%s: a claim of %d nodes was trimmed to %d", provider.device, len(claim), len(nodes))
+            for node in nodes:
+                self._claimed[node] = position
+            if len(nodes) > 1:
+                self._groups.append((position, nodes))
+        for node in free:
+            if node in self._claimed:
+                continue
+            reason = refused.get(node.name or "", f"{provider.name} does not claim {node.op_type}")
+            if self._widen(node, position) or self._expand(node, position, 0):
+                continue
+            self._refuse(node, provider, reason)
+
+    def _capability(
+        self, position: int, nodes: Sequence[NodeView]
+    ) -> tuple[Sequence[tuple[str, ...]], dict[str, str]]:
+        if not nodes:
+            return (), {}
+        answer = self._providers[position].get_capability(part(nodes))
+        return answer.claims, dict(answer.refused)
+
+    def _widen(self, node: ir.Node, position: int) -> bool:
+        """Run a node in a wider dtype on this provider, with casts around it."""
+        inserted = self._widener.widen(node, position)
+        if inserted is None:
+            return False
+        self._claimed[node] = position
+        self._claimed.update(inserted)
+        return True
+
+    def _expand(self, node: ir.Node, position: int, depth: int) -> bool:
+        """Replace a node by its function body if this provider can run all of it."""
+        if depth > _DEPTH or not has_body(node.op_type, node.domain):
+            return False
+        if node not in self._expansions:
+            self._expansions[node] = expand(node, self._names)
+        expansion = self._expansions[node]
+        if expansion is None:
+            return False
+        fill_types(expansion.nodes)
+        constants = {v.name or "" for v in expansion.initializers}
+        views = Views()
+        body = [views.node(n) for n in expansion.nodes]
+        shapes = host_nodes(body, (), constants)
+        claims, _ = self._capability(position, [n for n in body if n.name not in shapes])
+        able = {n for c in claims for n in c}
+        rest = [n for n in expansion.nodes if n.name not in able and n.name not in shapes]
+        on_host = position == self._host
+        if rest and not (on_host and all(n.op_type in CONTROL or has_body(n.op_type, n.domain) for n in rest)):
+            return False
+        expansion.apply()
+        del self._expansions[node]
+        for inner in expansion.nodes:
+            if inner.name in able:
+                self._claimed[inner] = position
+            elif inner.name in shapes or inner.op_type in CONTROL:
+                self._claimed[inner] = self._host
+                for attr in inner.attributes.values():
+                    if attr.type == ir.AttributeType.GRAPH:
+                        complete_types(attr.as_graph())
+                        self._graph(attr.as_graph(), constants, ())
+            elif not self._expand(inner, position, depth + 1):
+                raise self._unsupported(inner)
+        return True
+
+    def _refuse(self, node: ir.Node, provider: Provider, reason: str) -> None:
+        self._decisions.refused.setdefault(node.name or "", {})[provider.device] = reason
+
+    def _unsupported(self, node: ir.Node) -> NotImplemented:
+        view = Views().node(node)
+        types = ", ".join("?" if v is None or v.dtype is None else str(v.dtype) for v in view.inputs)
+        reasons = self._decisions.refused.get(node.name or "", {})
+        why = "; ".join(f"{device}: {reason}" for device, reason in reasons.items())
+        return NotImplemented(
+            f"no provider can run {view.op} (version {view.version or '?'}) on ({types}): {why}",
+            node=view.name,
+            op=view.op,
+            remedy="Add a provider that has this operator to the list, or export the model without it",
+        )
+
+
+def part(nodes: Sequence[NodeView]) -> GraphView:
+    """A view of some nodes of a graph: inputs and outputs are what crosses their border."""
+    made = {v.name for n in nodes for v in n.outputs if v is not None}
+    inputs: dict[str, ValueView] = {}
+    constants: dict[str, ValueView] = {}
+    for node in nodes:
+        for value in node.inputs:
+            if value is not None and value.name not in made:
+                (constants if value.const is not None else inputs)[value.name] = value
+    outputs = tuple(v for n in nodes for v in n.outputs if v is not None)
+    return GraphView(tuple(nodes), tuple(inputs.values()), outputs, constants)
+
+
+def complete_types(graph: ir.Graph) -> None:
+    """Fill in the dtypes that onnx's inference left open, in a graph and those nested in it."""
+    for node in graph:
+        for attr in node.attributes.values():
+            if attr.type == ir.AttributeType.GRAPH:
+                complete_types(attr.as_graph())
+        fill_types([node])
+        if node.op_type in CONTROL and not node.domain:
+            _control_types(node)
+
+
+def fill_types(nodes: Iterable[ir.Node]) -> None:
+    """Dtypes of outputs from the schemas, where they are not known yet."""
+    for node in nodes:
+        if all(v.type is not None or v.name == "" for v in node.outputs):
+            continue
+        view = Views().node(node)
+        found = result_dtypes(view, [None if v is None else v.dtype for v in view.inputs])
+        for value, dtype in zip(node.outputs, found, strict=False):
+            if value.type is None and dtype is not None and value.name != "":
+                value.type = ir.TensorType(ir.DataType(dtypes.to_onnx(np.dtype(dtype))))
+
+
+def _control_types(node: ir.Node) -> None:
+    body = next((a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH), None)
+    if body is None:
+        return
+    skip = 1 if node.op_type == "Loop" else 0
+    for value, inner in zip(node.outputs, list(body.outputs)[skip:], strict=False):
+        if value.type is None:
+            value.type = inner.type
+
+
+def _detach(expansion: Expansion) -> None:
+    for node in expansion.nodes:
+        for position in range(len(node.inputs)):
+            node.replace_input_with(position, None)

@@ -1,0 +1,430 @@
+"""Makes a plan: walks a graph level from a position on with concrete shapes until the end or a cut.
+
+A cut is where a device unit needs a shape or content that only the run can tell; the next plan begins there. Whatever
+can be computed from shapes and small host values alone is computed here, once, and is a constant of the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from gpurt.graph.view import NodeView
+from gpurt.infer import infer
+from gpurt.partitioner.result import CompiledGraph, ControlItem, UnitItem
+from gpurt.provider import DeviceUnit, HostUnit, Operand, Refused, UnitPlan
+from gpurt.spec import Spec, Unknown
+
+FOLD_BYTES: Final = 1 << 20  # larger constants of a plan would cost more to keep than to compute
+KEYED_ELEMENTS: Final = 256  # host values up to this size can be part of a plan's key
+RANDOM: Final = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
+)
+
+
+class Planning(Protocol):
+    """What the builder asks of the session."""
+
+    def space(self, provider: int) -> int:
+        """Number of a provider's memory space; 0 is the host."""
+
+    def alignment(self, space: int) -> int: ...
+
+    def evaluate(self, node: NodeView, inputs: Sequence[Any]) -> Sequence[Any] | None:
+        """Compute a node on the host now; None if the host provider has no kernel for it."""
+
+    def fallback(self, item: UnitItem, reason: str) -> Sequence[UnitItem]:
+        """Units of the next providers for a unit that was refused; raises NotImplemented if there is none."""
+
+
+class Slot:
+    """A range of memory in one space; `root` is the slot it is a part of."""
+
+    __slots__ = ("bound", "first", "last", "name", "nbytes", "parent", "shift", "space")
+
+    def __init__(self, space: int, nbytes: int, *, name: str = "", bound: Any = None) -> None:
+        self.space = space
+        self.nbytes = nbytes
+        self.name = name  # of the value that brings its own memory into the plan; "" for memory the plan assigns
+        self.bound = bound  # memory of a constant
+        self.parent: Slot | None = None
+        self.shift = 0
+        self.first = 1 << 60
+        self.last = -1
+
+    def root(self) -> tuple[Slot, int]:
+        """The slot that owns the memory, and the offset in it."""
+        slot, shift = self, 0
+        while slot.parent is not None:
+            shift += slot.shift
+            slot = slot.parent
+        return slot, shift
+
+    def use(self, step: int) -> None:
+        """Extend the lifetime to a step."""
+        slot, _ = self.root()
+        slot.first = min(slot.first, step)
+        slot.last = max(slot.last, step)
+
+
+@dataclass(slots=True)
+class HostStep:
+    """Call a host unit: registers in, registers out."""
+
+    unit: HostUnit
+    ins: Sequence[int]
+    outs: Sequence[int]
+
+
+@dataclass(slots=True)
+class DeviceStep:
+    """Launch a unit's plan over slots, in the order of its operands."""
+
+    space: int
+    plan: UnitPlan
+    slots: Sequence[Slot]
+
+
+@dataclass(slots=True)
+class WriteStep:
+    """Copy a host register into a slot."""
+
+    register: int
+    slot: Slot
+
+
+@dataclass(slots=True)
+class ReadStep:
+    """Copy a slot into a new array in a register; complete after the next SyncStep of the space."""
+
+    slot: Slot
+    register: int
+    spec: Spec
+
+
+@dataclass(slots=True)
+class SyncStep:
+    """Wait for the queue of a space."""
+
+    space: int
+
+
+Step = HostStep | DeviceStep | WriteStep | ReadStep | SyncStep
+
+
+@dataclass(slots=True)
+class Place:
+    """Where a value of the plan is: a register of the host, slots in spaces, or known content."""
+
+    spec: Spec | None
+    register: int | None = None
+    slots: dict[int, Slot] = field(default_factory=dict)
+    pending: int | None = None  # space whose queue must be waited for before the host reads the register
+    entry: str = ""  # name of the held value it came from
+
+
+@dataclass(slots=True)
+class Draft:
+    """A plan before memory is assigned."""
+
+    end: int
+    steps: list[Step]
+    slots: list[Slot]
+    registers: int
+    preset: list[tuple[int, Any]]
+    entries: list[tuple[str, int]]
+    outputs: list[tuple[str, Place]]
+    copies: list[dict[str, Any]]
+
+
+class _Cut(Exception):  # noqa: N818 - ends the walk, is no error
+    pass
+
+
+class Builder:
+    """One walk. `held` gives the specs of values that exist already; None for those that are no tensors."""
+
+    def __init__(
+        self,
+        planning: Planning,
+        graph: CompiledGraph,
+        held: Mapping[str, Spec | None],
+        slotted: frozenset[str],
+        devices: Sequence[str],
+    ) -> None:
+        self._planning = planning
+        self._graph = graph
+        self._slotted = slotted  # entry values copied into slots of the plan, instead of memory of their own
+        self._devices = devices
+        self._steps: list[Step] = []
+        self._slots: list[Slot] = []
+        self._registers = 0
+        self._preset: list[tuple[int, Any]] = []
+        self._entries: list[tuple[str, int]] = []
+        self._copies: list[dict[str, Any]] = []
+        self._places: dict[str, Place] = {name: Place(spec, entry=name) for name, spec in held.items()}
+
+    def build(self, start: int, *, outputs_to_host: bool) -> Draft:
+        """Walk from an item on. Raises Unknown if not even the first item can be planned."""
+        items = self._graph.items
+        self._add_constants(self._graph)
+        end = start
+        try:
+            while end < len(items):
+                item = items[end]
+                if isinstance(item, ControlItem):
+                    if not self._inline(item):
+                        break
+                else:
+                    self._unit(item)
+                end += 1
+        except _Cut:
+            pass
+        final = end == len(items)
+        wanted = self._graph.outputs if final else [n for n in self._graph.needs[end] if n in self._places]
+        outputs: list[tuple[str, Place]] = []
+        for name in dict.fromkeys(wanted):
+            place = self._places[name]
+            if final and outputs_to_host:
+                self._on_host(name, "graph output")
+            elif place.spec is not None and place.spec.const is not None and place.register is None:
+                self._on_host(name, "")
+            if place.entry != name or final:  # what was held before stays held
+                outputs.append((name, place))
+        for space in sorted({p.pending for _, p in outputs if p.pending is not None}):
+            self._sync(space)
+        for _, place in outputs:
+            for slot in place.slots.values():
+                slot.use(len(self._steps))
+        return Draft(
+            end, self._steps, self._slots, self._registers, self._preset, self._entries, outputs, self._copies
+        )
+
+    # --- items
+
+    def _add_constants(self, graph: CompiledGraph) -> None:
+        for name, array in graph.constants.items():
+            if name not in self._places:
+                self._places[name] = Place(Spec.of(array))
+
+    def _inline(self, item: ControlItem) -> bool:
+        """Splice the branch of an If whose condition is known into this plan."""
+        if item.node.op_type != "If" or not item.inline:
+            return False
+        condition = item.node.inputs[0]
+        assert condition is not None
+        known = self._places[condition.name].spec
+        if known is None or known.const is None:
+            return False
+        branch = item.bodies["then_branch" if bool(np.ravel(known.const)[0]) else "else_branch"]
+        before = {n: replace(p, slots=dict(p.slots)) for n, p in self._places.items()}
+        mark = (len(self._steps), before, self._registers, len(self._preset), len(self._copies))
+        slots, entries = len(self._slots), len(self._entries)
+        try:
+            self._add_constants(branch)
+            for inner in branch.items:
+                if isinstance(inner, ControlItem):
+                    if not self._inline(inner):
+                        raise _Cut
+                else:
+                    self._unit(inner)
+        except _Cut:
+            # A cut inside a branch would need a place to come back to: the framework runs this If instead.
+            item.inline = False
+            del self._steps[mark[0] :], self._slots[slots:], self._entries[entries:]
+            del self._preset[mark[3] :], self._copies[mark[4] :]
+            self._places, self._registers = mark[1], mark[2]
+            return False
+        for outer, inner_name in zip(item.node.outputs, branch.outputs, strict=False):
+            if outer is not None:
+                self._places[outer.name] = self._places[inner_name]
+        return True
+
+    def _unit(self, item: UnitItem) -> None:
+        unit = item.unit
+        if self._fold(unit.nodes):
+            return
+        space = self._planning.space(item.provider)
+        if space == 0:
+            self._host_unit(unit)  # type: ignore[arg-type]
+            return
+        try:
+            self._device_unit(unit, space)  # type: ignore[arg-type]
+        except Refused as refusal:
+            for replacement in self._planning.fallback(item, refusal.reason):
+                self._unit(replacement)
+        except Unknown as unknown:
+            if self._steps:
+                raise _Cut from unknown
+            # Nothing came before: the content is too large for a key, or the shape depends on data.
+            for replacement in self._planning.fallback(item, unknown.reason):
+                self._unit(replacement)
+
+    def _host_unit(self, unit: HostUnit) -> None:
+        ins = [-1 if name is None else self._on_host(name, unit.nodes[0].op) for name in unit.inputs]
+        for name in unit.inputs:
+            place = None if name is None else self._places[name]
+            if place is not None and place.pending is not None:
+                self._sync(place.pending)
+        specs = self._infer(unit)
+        outs = []
+        for position, name in enumerate(unit.outputs):
+            register = self._register()
+            outs.append(register)
+            if name is not None:
+                self._places[name] = Place(specs[position] if specs else None, register)
+        self._steps.append(HostStep(unit, ins, outs))
+
+    def _infer(self, unit: HostUnit) -> Sequence[Spec] | None:
+        """Output specs of a host unit; None where only running it can tell."""
+        if len(unit.nodes) != 1:
+            return None
+        specs = [None if n is None else self._places[n].spec for n in unit.inputs]
+        if any(s is None and n is not None for s, n in zip(specs, unit.inputs, strict=True)):
+            return None
+        try:
+            found = infer(unit.nodes[0], specs)
+        except (Unknown, ValueError):
+            return None
+        return found if len(found) >= len(unit.outputs) else None
+
+    def _device_unit(self, unit: DeviceUnit, space: int) -> None:
+        specs: list[Spec | None] = []
+        for name in unit.inputs:
+            spec = None if name is None else self._places[name].spec
+            if name is not None and spec is None:
+                raise Unknown(f"the shape of {name!r} is known when the model runs")
+            specs.append(spec)
+        plan = unit.plan(specs)
+        name_of = unit.inputs
+        step = len(self._steps)
+        outs: list[Slot] = []
+        for position, spec in enumerate(plan.outputs):
+            slot = Slot(space, spec.nbytes)
+            if position in plan.aliases:
+                source, offset = plan.aliases[position]
+                source_name = name_of[source]
+                assert source_name is not None, "an alias of an input that is left out"
+                slot.parent, slot.shift = self._on_device(source_name, space, unit.nodes[0].op), offset
+            else:
+                self._slots.append(slot)
+            outs.append(slot)
+        operands = [self._operand(o, unit, outs, space) for o in plan.operands]
+        step = len(self._steps)
+        if plan.operands:
+            self._steps.append(DeviceStep(space, plan, operands))
+        for slot in [*operands, *outs]:
+            slot.use(step)
+        for position, name in enumerate(unit.outputs):
+            if name is not None:
+                self._places[name] = Place(plan.outputs[position], slots={space: outs[position]})
+
+    def _operand(self, operand: Operand, unit: DeviceUnit, outs: Sequence[Slot], space: int) -> Slot:
+        if operand.kind == "in":
+            name = unit.inputs[operand.index]
+            assert name is not None, "a launch reads an input that is left out"
+            return self._on_device(name, space, unit.nodes[0].op)
+        if operand.kind == "out":
+            return outs[operand.index]
+        if operand.kind == "temp":
+            slot = Slot(space, operand.nbytes)
+            self._slots.append(slot)
+            return slot
+        assert operand.array is not None, "a constant operand without content"
+        return Slot(space, operand.array.nbytes, bound=operand.array)
+
+    def _fold(self, nodes: Sequence[NodeView]) -> bool:
+        """Compute nodes now if everything they read is known and what they yield is small."""
+        found: dict[str, Spec] = {}
+        for node in nodes:
+            if node.op_type in RANDOM:
+                return False
+            specs: list[Spec | None] = []
+            for value in node.inputs:
+                spec = None if value is None else found.get(value.name) or self._places[value.name].spec
+                if value is not None and (spec is None or spec.const is None):
+                    if node.op_type not in ("Shape", "Size") or spec is None:
+                        return False
+                specs.append(spec)
+            try:
+                outs: Sequence[Spec] = infer(node, specs)
+            except (Unknown, ValueError):
+                if sum(s.size for s in specs if s is not None) > 4096:
+                    return False
+                outs = ()
+            if node.op_type not in ("Shape", "Size"):
+                if sum(s.nbytes for s in outs) > FOLD_BYTES:
+                    return False
+                values = self._planning.evaluate(node, [None if s is None else s.const for s in specs])
+                if values is None or not all(isinstance(v, np.ndarray) for v in values):
+                    return False
+                outs = [Spec.of(v) for v in values]
+            for value, spec in zip(node.outputs, outs, strict=False):
+                if value is not None:
+                    found[value.name] = spec
+        for name, spec in found.items():
+            self._places[name] = Place(spec)
+        return True
+
+    # --- places
+
+    def _register(self) -> int:
+        self._registers += 1
+        return self._registers - 1
+
+    def _on_host(self, name: str, cause: str) -> int:
+        """Register that holds a value; emits the read, or takes the held or constant value in."""
+        place = self._places[name]
+        if place.register is None:
+            place.register = self._register()
+            if place.entry:
+                self._entries.append((place.entry, place.register))
+            elif place.slots:
+                space, slot = next(iter(place.slots.items()))
+                assert place.spec is not None, "a device value has a shape"
+                slot.use(len(self._steps))
+                self._steps.append(ReadStep(slot, place.register, place.spec))
+                place.pending = space
+                self._copy(name, space, 0, place.spec.nbytes, cause)
+            else:
+                assert place.spec is not None, f"{name} is nowhere"
+                self._preset.append((place.register, place.spec.const))
+        return place.register
+
+    def _on_device(self, name: str, space: int, cause: str) -> Slot:
+        """Slot that holds a value in a space; emits the copy if it is elsewhere."""
+        place = self._places[name]
+        slot = place.slots.get(space)
+        if slot is not None:
+            return slot
+        spec = place.spec
+        assert spec is not None, f"{name} has no shape"
+        if spec.const is not None and place.register is None:
+            slot = Slot(space, spec.nbytes, bound=spec.const)
+        elif place.entry and place.entry not in self._slotted:
+            slot = Slot(space, spec.nbytes, name=place.entry)
+        else:
+            register = self._on_host(name, cause)
+            if place.pending is not None:
+                self._sync(place.pending)
+            slot = Slot(space, spec.nbytes)
+            self._slots.append(slot)
+            slot.use(len(self._steps))
+            self._steps.append(WriteStep(register, slot))
+            self._copy(name, 0, space, spec.nbytes, cause)
+        place.slots[space] = slot
+        return slot
+
+    def _sync(self, space: int) -> None:
+        self._steps.append(SyncStep(space))
+        for place in self._places.values():
+            if place.pending == space:
+                place.pending = None
+
+    def _copy(self, name: str, source: int, target: int, nbytes: int, cause: str) -> None:
+        self._copies.append(
+            {"value": name, "from": self._devices[source], "to": self._devices[target], "bytes": nbytes, "cause": cause}
+        )

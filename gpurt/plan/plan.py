@@ -1,0 +1,243 @@
+"""A plan with its memory assigned, and the states that replay it: a state belongs to one run at a time and is pooled."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpurt.memory.offsets import Lifetime, assign, lower_bound
+from gpurt.plan.builder import DeviceStep, Draft, HostStep, ReadStep, Slot, WriteStep
+from gpurt.plan.values import DeviceTensor, Held, Lease, Run, aligned_empty
+from gpurt.provider import Bound, BufferRef, DeviceMemory
+
+Op = Callable[[Run, list[Any]], None]
+
+
+class Plan:
+    """Immutable: steps, slots with offsets, blocks by space."""
+
+    def __init__(self, draft: Draft, memories: Sequence[DeviceMemory | None]) -> None:
+        self.end = draft.end
+        self.copies = draft.copies
+        self._draft = draft
+        self._memories = memories
+        self._merge_in_place()
+        self._places: dict[Slot, tuple[int, int]] = {}
+        self.blocks: dict[int, Sequence[int]] = {}
+        self.lower_bounds: dict[int, int] = {}
+        for space, memory in enumerate(memories):
+            if memory is None:
+                continue
+            slots = [s for s in draft.slots if s.space == space and s.parent is None and s.last >= 0]
+            lifetimes = [Lifetime(s.nbytes, s.first, s.last) for s in slots]
+            layout = assign(lifetimes, memory.arena.alignment, memory.arena.max_block)
+            self._places.update(zip(slots, layout.places, strict=True))
+            self.blocks[space] = layout.blocks
+            self.lower_bounds[space] = lower_bound(lifetimes, memory.arena.alignment)
+        self._pool: list[PlanState] = []
+        self._lock = threading.Lock()
+
+    def _merge_in_place(self) -> None:
+        """Let outputs take the memory of inputs that nobody reads later, where the unit allows it."""
+        for number, step in enumerate(self._draft.steps):
+            if not isinstance(step, DeviceStep):
+                continue
+            by_key = {(o.kind, o.index): s for o, s in zip(step.plan.operands, step.slots, strict=True)}
+            for out, candidates in step.plan.inplace.items():
+                target = by_key.get(("out", out))
+                if target is None or target.parent is not None:
+                    continue
+                for position in candidates:
+                    source = by_key.get(("in", position))
+                    root, shift = source.root() if source is not None else (target, 0)
+                    if root is target or root.name or root.bound is not None or root.last != number:
+                        continue
+                    if shift == 0 and root.nbytes == target.nbytes and root.first < number:
+                        target.parent, target.shift = root, 0
+                        root.last = max(root.last, target.last)
+                        break
+
+    def execute(self, run: Run, env: dict[str, Held]) -> None:
+        """Replay over the held values of env; what later steps need is put back into it."""
+        with self._lock:
+            state = self._pool.pop() if self._pool else None
+        if state is None:
+            state = PlanState(self._draft, self._places, self.blocks, self._memories, run, env)
+        lease = Lease(lambda: run.after(lambda: self._give_back(state)))
+        state.execute(run, env, lease)
+
+    def _give_back(self, state: PlanState) -> None:
+        with self._lock:
+            self._pool.append(state)
+
+
+class PlanState:
+    """Blocks of memory with the plan's kernels bound to them."""
+
+    def __init__(
+        self,
+        draft: Draft,
+        places: Mapping[Slot, tuple[int, int]],
+        blocks: Mapping[int, Sequence[int]],
+        memories: Sequence[DeviceMemory | None],
+        run: Run,
+        env: Mapping[str, Held],
+    ) -> None:
+        self._draft = draft
+        self._places = places
+        self._memories = memories
+        self._blocks: dict[int, list[BufferRef]] = {}
+        for space, sizes in blocks.items():
+            arena = self._memory(space).arena
+            taken = self._blocks[space] = []
+            for nbytes in sizes:
+                ref = arena.alloc(nbytes)
+                weakref.finalize(self, arena.free, ref)
+                taken.append(ref)
+        # Values that bring their own memory: where they are bound, to be set again when the memory is another.
+        self._foreign: dict[tuple[str, int], list[tuple[Bound, int, int, int]]] = {}
+        self._current: dict[tuple[str, int], BufferRef] = {}
+        self._ops = self._bind(run, env)
+        self._slots = {
+            (name, space): slot for name, place in draft.outputs for space, slot in place.slots.items()
+        }
+
+    def _memory(self, space: int) -> DeviceMemory:
+        memory = self._memories[space]
+        assert memory is not None, "the host has no device memory"
+        return memory
+
+    def _ref(self, slot: Slot, run: Run, env: Mapping[str, Held]) -> BufferRef:
+        root, shift = slot.root()
+        if root.bound is not None:
+            base = self._memory(root.space).constant(root.bound)
+        elif root.name:
+            key = (root.name, root.space)
+            base = self._current.get(key) or env[root.name].on_device(root.space, run)
+            self._current[key] = base
+        else:
+            block, offset = self._places[root]
+            owner = self._blocks[root.space][block]
+            base = BufferRef(owner.buffer, owner.offset + offset, root.nbytes)
+        return BufferRef(base.buffer, base.offset + shift, slot.nbytes)
+
+    def _bind(self, run: Run, env: Mapping[str, Held]) -> list[Op]:
+        ops: list[Op] = []
+        batch: list[Callable[[Any], None]] = []
+        batch_space = -1
+
+        def flush() -> None:
+            nonlocal batch
+            if batch:
+                ops.append(_launch_all(batch, batch_space))
+                batch = []
+
+        for step in self._draft.steps:
+            if isinstance(step, DeviceStep):
+                if step.space != batch_space:
+                    flush()
+                    batch_space = step.space
+                assert step.plan.bind is not None, "a plan with operands has something to bind"
+                bound = step.plan.bind([self._ref(s, run, env) for s in step.slots])
+                batch.extend(bound.steps)
+                for operand, slot in enumerate(step.slots):
+                    root, shift = slot.root()
+                    if root.name:
+                        places = self._foreign.setdefault((root.name, root.space), [])
+                        places.append((bound, operand, shift, slot.nbytes))
+                continue
+            flush()
+            if isinstance(step, HostStep):
+                ops.append(_call(step))
+            elif isinstance(step, WriteStep):
+                ops.append(_write(step, self._memory(step.slot.space), self._ref(step.slot, run, env)))
+            elif isinstance(step, ReadStep):
+                ops.append(_read(step, self._ref(step.slot, run, env)))
+            else:
+                ops.append(_synchronize(step.space))
+        flush()
+        return ops
+
+    def execute(self, run: Run, env: dict[str, Held], lease: Lease) -> None:
+        """Run all steps, then put the plan's outputs into env."""
+        for (name, space), places in self._foreign.items():
+            ref = env[name].on_device(space, run)
+            if ref != self._current[name, space]:
+                self._current[name, space] = ref
+                for bound, operand, shift, nbytes in places:
+                    bound.rebind(operand, BufferRef(ref.buffer, ref.offset + shift, nbytes))
+        registers: list[Any] = [None] * self._draft.registers
+        for register, value in self._draft.preset:
+            registers[register] = value
+        for name, register in self._draft.entries:
+            registers[register] = env[name].on_host(run)
+        for op in self._ops:
+            op(run, registers)
+        for name, place in self._draft.outputs:
+            if place.entry and place.entry in env:
+                env[name] = env[place.entry]
+                continue
+            held = Held(spec=place.spec)
+            if place.register is not None:
+                held = Held(registers[place.register])
+            for space, slot in place.slots.items():
+                root, shift = slot.root()
+                if root.name and root.name in env:
+                    held.tensors[space] = DeviceTensor(self._ref(slot, run, env), env[root.name].tensors[space].lease)
+                else:
+                    held.tensors[space] = DeviceTensor(self._ref(slot, run, env), lease)
+            env[name] = held
+        run.keep(registers)
+
+
+def _launch_all(steps: Sequence[Callable[[Any], None]], space: int) -> Op:
+    def op(run: Run, _: list[Any]) -> None:
+        stream = run.stream(space)
+        for step in steps:
+            step(stream)
+
+    return op
+
+
+def _call(step: HostStep) -> Op:
+    call, ins, outs = step.unit.call, step.ins, step.outs
+
+    def op(_: Run, registers: list[Any]) -> None:
+        results = call([None if i < 0 else registers[i] for i in ins])
+        for register, value in zip(outs, results, strict=False):
+            registers[register] = value
+
+    return op
+
+
+def _write(step: WriteStep, memory: DeviceMemory, ref: BufferRef) -> Op:
+    register, space = step.register, step.slot.space
+
+    def op(run: Run, registers: list[Any]) -> None:
+        array = np.ascontiguousarray(registers[register])
+        run.keep(array)
+        memory.write(ref, array, run.stream(space))
+
+    return op
+
+
+def _read(step: ReadStep, ref: BufferRef) -> Op:
+    register, spec, space = step.register, step.spec, step.slot.space
+
+    def op(run: Run, registers: list[Any]) -> None:
+        array = aligned_empty(spec)
+        run.memory(space).read(array, ref, run.stream(space))
+        registers[register] = array
+
+    return op
+
+
+def _synchronize(space: int) -> Op:
+    def op(run: Run, _: list[Any]) -> None:
+        run.synchronize(space)
+
+    return op

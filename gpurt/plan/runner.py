@@ -1,0 +1,122 @@
+"""Runs a compiled graph level: plans from an LRU by signature, control flow between them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpurt.partitioner.result import CompiledGraph, ControlItem
+from gpurt.plan.builder import KEYED_ELEMENTS, Builder, Planning
+from gpurt.plan.plan import Plan
+from gpurt.plan.values import MISSING, Held, Run
+from gpurt.provider import DeviceMemory
+from gpurt.spec import Spec
+
+
+class Site(Planning, Protocol):
+    """What runners of all levels share."""
+
+    memories: Sequence[DeviceMemory | None]
+    devices: Sequence[str]
+    plan_cache_size: int
+    lock: threading.RLock
+
+    def runner(self, graph: CompiledGraph) -> GraphRunner:
+        """The one runner of a nested graph."""
+
+    def planned(self, graph: CompiledGraph, plan: Plan) -> None:
+        """Told of each new plan."""
+
+
+class GraphRunner:
+    """Replays a graph level; safe to call from several threads."""
+
+    def __init__(self, site: Site, graph: CompiledGraph, *, outputs_to_host: bool) -> None:
+        self.graph = graph
+        self._site = site
+        self._outputs_to_host = outputs_to_host
+        # Control flow takes its inputs from held values, so constants that it reads directly are held from the start.
+        direct = {v.name for i in graph.items if isinstance(i, ControlItem) for v in i.node.inputs if v is not None}
+        self._constants = {n: a for n, a in graph.constants.items() if n in direct}
+        self._plans: list[OrderedDict[Any, Plan]] = [OrderedDict() for _ in range(len(graph.items) + 1)]
+
+    def run(self, run: Run, env: dict[str, Held]) -> list[Held]:
+        """Run with the graph's inputs and captures in env; env gains what the plans yield."""
+        position = 0
+        items = self.graph.items
+        for name, constant in self._constants.items():
+            env.setdefault(name, Held(constant))
+        if not items:
+            self._plan(0, env, run).execute(run, env)
+        while position < len(items):
+            item = items[position]
+            if isinstance(item, ControlItem) and not self._can_inline(item, env, run):
+                from gpurt.plan.control import execute
+
+                execute(self._site, item, run, env)
+                position += 1
+                if position == len(items):  # outputs that control flow yields need no plan but for reaching the host
+                    self._plan(position, env, run).execute(run, env)
+                continue
+            plan = self._plan(position, env, run)
+            if plan.end == position:
+                continue  # an If that turned out not to be inlined
+            plan.execute(run, env)
+            position = plan.end
+        return [env[name] for name in self.graph.outputs]
+
+    def plans(self) -> list[Plan]:
+        """All plans that are kept."""
+        with self._site.lock:
+            return [p for plans in self._plans for p in plans.values()]
+
+    def _can_inline(self, item: ControlItem, env: Mapping[str, Held], run: Run) -> bool:
+        if item.node.op_type != "If" or not item.inline:
+            return False
+        condition = item.node.inputs[0]
+        assert condition is not None
+        held = env.get(condition.name)
+        return held is None or isinstance(held.on_host(run), np.ndarray)
+
+    def _plan(self, position: int, env: Mapping[str, Held], run: Run) -> Plan:
+        """The plan for the values in env from an item on, made if there is none yet."""
+        needs = self.graph.needs[position]
+        key: list[Any] = []
+        specs: dict[str, Spec | None] = {}
+        for name in needs:
+            held = env.get(name)
+            if held is None:
+                continue
+            spec = held.spec
+            if spec is None:
+                key.append(None)
+            elif name in self.graph.keyed and spec.size <= KEYED_ELEMENTS and spec.dtype.kind in "iubf":
+                array = held.on_host(run)
+                key.append((spec.shape, spec.dtype.num, array.tobytes()))
+                spec = Spec(spec.dtype, spec.shape, array)
+            else:
+                # A value on a device only is planned differently from one that the host has.
+                where = tuple(held.tensors) if held.host is MISSING else None
+                key.append((spec.shape, spec.dtype.num, where))
+            specs[name] = spec
+        signature = tuple(key)
+        plans = self._plans[position]
+        with self._site.lock:
+            plan = plans.get(signature)
+            if plan is not None:
+                plans.move_to_end(signature)
+                return plan
+            known = {n: Spec(s.dtype, s.shape, s.const.copy()) if s and s.const is not None else s for n, s in specs.items()}
+            slotted = frozenset(self.graph.inputs)
+            builder = Builder(self._site, self.graph, known, slotted, self._site.devices)
+            draft = builder.build(position, outputs_to_host=self._outputs_to_host)
+            plan = Plan(draft, self._site.memories)
+            self._site.planned(self.graph, plan)
+            plans[signature] = plan
+            while len(plans) > self._site.plan_cache_size:
+                plans.popitem(last=False)
+            return plan

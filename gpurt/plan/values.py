@@ -1,0 +1,122 @@
+"""Values while a model runs: on the host, on devices, or both; and the run that owns queues and deferred frees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from gpurt.provider import BufferRef, DeviceMemory
+from gpurt.spec import Spec
+
+MISSING: Final = object()
+"""Marks a value that is not on the host; None is a legal value (an absent optional)."""
+
+
+class Lease:
+    """Keeps memory from being used again: when the last tensor that lies in it goes, the run takes it back."""
+
+    __slots__ = ("_give_back",)
+
+    def __init__(self, give_back: Callable[[], None]) -> None:
+        self._give_back = give_back
+
+    def __del__(self) -> None:
+        self._give_back()
+
+
+class DeviceTensor:
+    """A tensor in the memory of one space, with the lease on that memory."""
+
+    __slots__ = ("lease", "ref")
+
+    def __init__(self, ref: BufferRef, lease: Lease) -> None:
+        self.ref = ref
+        self.lease = lease
+
+
+class Run:
+    """One call of session.run: its queues, and what must stay untouched until they are empty."""
+
+    def __init__(self, memories: Sequence[DeviceMemory | None], streams: dict[int, Any]) -> None:
+        self.memories = memories
+        self._streams = streams
+        self._after: list[Callable[[], None]] = []
+        self._keep: list[Any] = []
+
+    def memory(self, space: int) -> DeviceMemory:
+        """The owner of a memory space."""
+        memory = self.memories[space]
+        assert memory is not None, "the host has no device memory"
+        return memory
+
+    def stream(self, space: int) -> Any:
+        """This run's queue on a space."""
+        stream = self._streams.get(space)
+        if stream is None:
+            stream = self._streams[space] = self.memory(space).stream()
+        return stream
+
+    def synchronize(self, space: int) -> None:
+        """Wait for this run's queue on a space."""
+        if space in self._streams:
+            self.memory(space).synchronize(self._streams[space])
+
+    def keep(self, value: Any) -> None:
+        """Keep a host array alive until the run ends: a queue may still read it."""
+        self._keep.append(value)
+
+    def after(self, action: Callable[[], None]) -> None:
+        """Do something once all queues are empty."""
+        self._after.append(action)
+
+    def finish(self) -> None:
+        """Wait for all queues, then give back what was deferred."""
+        for space in list(self._streams):
+            self.synchronize(space)
+        self._keep.clear()
+        while self._after:
+            self._after.pop()()
+
+
+class Held:
+    """A value between steps of a run."""
+
+    __slots__ = ("host", "spec", "tensors")
+
+    def __init__(self, host: Any = MISSING, spec: Spec | None = None) -> None:
+        self.host = host
+        self.tensors: dict[int, DeviceTensor] = {}
+        self.spec = Spec(host.dtype, host.shape) if spec is None and isinstance(host, np.ndarray) else spec
+
+    def on_host(self, run: Run) -> Any:
+        """The value on the host; read from a device once."""
+        if self.host is MISSING:
+            space, tensor = next(iter(self.tensors.items()))
+            assert self.spec is not None
+            array = aligned_empty(self.spec)
+            run.memory(space).read(array, tensor.ref, run.stream(space))
+            run.synchronize(space)
+            self.host = array
+        return self.host
+
+    def on_device(self, space: int, run: Run) -> BufferRef:
+        """The value in a space; copied there once, into memory that lives as long as this value."""
+        tensor = self.tensors.get(space)
+        if tensor is None:
+            memory = run.memory(space)
+            array = np.ascontiguousarray(self.on_host(run))
+            ref = memory.arena.alloc(array.nbytes)
+            memory.write(ref, array, run.stream(space))
+            run.keep(array)
+            lease = Lease(lambda: run.after(lambda: memory.arena.free(ref)))
+            tensor = self.tensors[space] = DeviceTensor(ref, lease)
+        return tensor.ref
+
+
+def aligned_empty(spec: Spec) -> np.ndarray:
+    """A new uninitialised array at a 64-byte boundary."""
+    raw = np.empty(spec.nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + spec.nbytes].view(spec.dtype).reshape(spec.shape)

@@ -1,0 +1,250 @@
+"""The contract between the core and a provider: what a plug-in implements, and nothing else of gpurt.
+
+A provider is a class that an entry point in the group ``gpurt.providers`` names. It says which devices it has (probe),
+which nodes of a graph it can run and why not the others (get_capability), turns what the partitioner granted into units
+(compile), and owns the memory of its device. Two kinds share the contract: a *kernel provider* returns one unit for each
+kernel, a *compiling provider* one unit for a whole partition. A provider whose memory is the host's returns units that
+are called with NumPy arrays (HostUnit); all others return units that are planned for concrete shapes and bound to
+memory that the plan assigns (DeviceUnit).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, Protocol, runtime_checkable
+
+import numpy as np
+
+from gpurt.graph.view import GraphView, NodeView
+from gpurt.spec import Spec
+
+PROVIDER_API: Final = (1, 0)
+"""Version of this contract: a provider of another major version is refused; a minor one adds optional members."""
+
+HOST: Final = "host"
+"""The memory space of NumPy arrays."""
+
+
+class Unavailable(Exception):  # noqa: N818 - an answer to probe, not a failure of the core
+    """Raised by probe or the constructor of a provider that cannot be used here.
+
+    Attributes:
+        reason: what is missing, as a clause: "PyOpenCL is not installed".
+        remedy: what the user can do: "pip install gpurt[opencl]".
+    """
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        self.reason = reason
+        self.remedy = remedy
+        super().__init__(f"{reason}. {remedy}" if remedy else reason)
+
+
+class Refused(Exception):  # noqa: N818 - an answer, not a failure: the node goes to the next provider
+    """Raised by DeviceUnit.plan when the unit cannot run with these shapes; the reason is kept for explain()."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that a provider can use: ``name`` is ``provider:index``, ``description`` is for people."""
+
+    name: str
+    description: str
+    kind: str = "cpu"  # "gpu", "accelerator", "cpu" or "emulator"
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """The answer to GetCapability.
+
+    Attributes:
+        claims: node names; one name for a kernel, several for a group that is compiled as one. An overlap with another
+            claim is trimmed by the partitioner.
+        refused: for each node that is not claimed the reason.
+    """
+
+    claims: Sequence[tuple[str, ...]]
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BufferRef:
+    """A range of device memory: the driver's buffer, and offset and length in bytes."""
+
+    buffer: Any
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operand:
+    """What a unit's plan touches: an input or output by position, a workspace by size, or a constant by content."""
+
+    kind: str  # "in", "out", "temp" or "const"
+    index: int = 0
+    nbytes: int = 0
+    array: np.ndarray | None = None
+
+
+Step = Callable[[Any], None]
+"""A bound launch: called with the stream it is to run on; it must not block."""
+
+
+class Bound(Protocol):
+    """A unit's plan over actual memory; it belongs to one run at a time."""
+
+    steps: Sequence[Step]
+
+    def rebind(self, operand: int, ref: BufferRef) -> None:
+        """Point one operand (position in UnitPlan.operands) at other memory."""
+
+
+@dataclass(slots=True)
+class UnitPlan:
+    """A unit for concrete shapes.
+
+    Attributes:
+        outputs: specs of the unit's outputs.
+        operands: what bind wants memory for, in this order. Inputs that no kernel reads do not appear.
+        aliases: output position -> (input position, byte offset): the output is the input's memory, nothing is launched.
+        inplace: output position -> input positions whose memory it may take if nobody reads them later.
+        bind: memory for the operands -> bound steps.
+        kernels: names of what is launched, for explain and traces.
+    """
+
+    outputs: Sequence[Spec]
+    operands: Sequence[Operand] = ()
+    aliases: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    inplace: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    bind: Callable[[Sequence[BufferRef]], Bound] | None = None
+    kernels: Sequence[str] = ()
+
+
+class Unit(Protocol):
+    """What compile returns: one or several nodes that run as one."""
+
+    nodes: Sequence[NodeView]
+    inputs: Sequence[str | None]
+    """Names of the values read from outside; None where an optional input is left out."""
+    outputs: Sequence[str | None]
+
+
+class HostUnit(Unit, Protocol):
+    """A unit over host values: NumPy arrays, lists for sequences, None for absent optionals."""
+
+    def call(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """Compute the outputs. Inputs are never changed; an output may be a view of an input."""
+
+
+class DeviceUnit(Unit, Protocol):
+    """A unit over device memory."""
+
+    host_inputs: frozenset[int]
+    """Positions of inputs whose content must be known when the unit is planned (axes, pads, sizes)."""
+
+    def plan(self, inputs: Sequence[Spec | None]) -> UnitPlan:
+        """Plan for these inputs.
+
+        Raises:
+            Refused: not with these shapes; the node goes to the next provider.
+            gpurt.spec.Unknown: an output's shape depends on content that is not known yet.
+        """
+
+
+class Arena(Protocol):
+    """The memory of one device as the plan uses it."""
+
+    alignment: int
+    max_block: int
+
+    def alloc(self, nbytes: int) -> BufferRef:
+        """A block of at least nbytes. Raises gpurt.errors.OutOfMemory."""
+
+    def free(self, ref: BufferRef) -> None:
+        """Give a block back to the arena."""
+
+    def stats(self) -> Mapping[str, int]:
+        """Counters in bytes and calls: in_use, held, peak, allocations, extensions, limit."""
+
+    def shrink(self) -> int:
+        """Give unused regions back to the device; returns the bytes freed."""
+
+
+class Provider(ABC):
+    """One device of one kind of hardware, opened for a session.
+
+    Class attributes:
+        name: the provider's name in ``providers=[...]``.
+        api: the contract's version it was written for.
+        options: name -> description of the provider options it accepts.
+    """
+
+    name: ClassVar[str]
+    api: ClassVar[tuple[int, int]] = PROVIDER_API
+    options: ClassVar[Mapping[str, str]] = {}
+
+    device: str
+    memory_space: str
+
+    @classmethod
+    @abstractmethod
+    def probe(cls) -> Sequence[Device]:
+        """All devices, in a fixed documented order; index 0 is the default. Raises Unavailable if there is none."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, index: int | None, options: Mapping[str, Any]) -> Provider:
+        """Open a device: by index, or by what the options choose. Raises Unavailable or gpurt.errors.InvalidArgument."""
+
+    @abstractmethod
+    def get_capability(self, graph: GraphView) -> Capability:
+        """Say which of the graph's nodes this provider can run."""
+
+    @abstractmethod
+    def compile(self, partition: GraphView) -> Sequence[Unit]:
+        """Turn granted nodes into units in topological order. A GpurtError hands the partition to the next provider."""
+
+    def close(self) -> None:
+        """Release what the session's use of the device holds."""
+
+
+class DeviceMemory(ABC):
+    """What a provider with memory of its own offers besides Provider; streams are the provider's own objects."""
+
+    arena: Arena
+
+    @abstractmethod
+    def stream(self) -> Any:
+        """A new in-order queue."""
+
+    @abstractmethod
+    def write(self, dst: BufferRef, src: np.ndarray, stream: Any) -> None:
+        """Enqueue a copy of a contiguous host array to the device; src stays untouched until synchronize."""
+
+    @abstractmethod
+    def read(self, dst: np.ndarray, src: BufferRef, stream: Any) -> None:
+        """Enqueue a copy into a contiguous host array; it is complete after synchronize."""
+
+    @abstractmethod
+    def copy(self, dst: BufferRef, src: BufferRef, nbytes: int, stream: Any) -> None:
+        """Enqueue a copy within the device."""
+
+    @abstractmethod
+    def synchronize(self, stream: Any) -> None:
+        """Wait until everything enqueued on the stream is done."""
+
+    @abstractmethod
+    def constant(self, array: np.ndarray) -> BufferRef:
+        """Device memory that holds this content, shared with everyone who asks for the same content."""
+
+
+@runtime_checkable
+class PrefersLayout(Protocol):
+    """Optional: a provider that wants image tensors in another layout."""
+
+    preferred_layout: str

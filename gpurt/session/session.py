@@ -1,0 +1,256 @@
+"""InferenceSession: load, optimize, partition, compile; then run and explain."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from gpurt import registry
+from gpurt.errors import EPFail, InvalidArgument, ProviderError, suggest
+from gpurt.loader import GraphInput, Names, Views, load
+from gpurt.optimizer import optimize
+from gpurt.options import SessionOptions
+from gpurt.partitioner import Assigner, Compiler, Decisions
+from gpurt.plan.runner import GraphRunner
+from gpurt.plan.values import Held
+from gpurt.provider import HOST, Provider, Unavailable
+from gpurt.session.explain import Explanation, explain
+from gpurt.session.feeds import check_feeds
+from gpurt.session.site import Evaluator, Site
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PROVIDERS = ("cuda", "opencl", "cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeArg:
+    """An input or output of a model: name, shape (int, symbolic name or None a dimension; None for an unknown rank), type."""
+
+    name: str
+    shape: list[int | str | None] | None
+    type: str
+
+
+class InferenceSession:
+    """A model, ready to run.
+
+    Args:
+        path_or_bytes: a file, the bytes of one, or an onnx.ModelProto.
+        sess_options: see SessionOptions.
+        providers: in priority order: ``"name"``, ``"name:index"`` or ``(either, {options})``. The host provider ``cpu``
+            is appended unless it is listed or ``strict`` is set. Default: cuda, opencl, cpu, as far as usable.
+        provider_options: a dictionary for each provider, as ONNX Runtime takes them.
+
+    Raises:
+        NoSuchFile, InvalidProtobuf, InvalidGraph: the model cannot be loaded.
+        InvalidArgument: an unknown provider or option.
+        ProviderError: under ``strict``, a provider in the list cannot be used.
+        NotImplemented: a node that no provider in the list can run.
+    """
+
+    def __init__(
+        self,
+        path_or_bytes: str | os.PathLike[str] | bytes | onnx.ModelProto,
+        sess_options: SessionOptions | None = None,
+        providers: Sequence[Any] | None = None,
+        provider_options: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        options = sess_options if sess_options is not None else SessionOptions()
+        if not isinstance(options, SessionOptions):
+            raise InvalidArgument(f"sess_options is {options!r}", remedy="Give a gpurt.SessionOptions")
+        _set_severity(options.log_severity_level)
+        _set_threads(options.intra_op_num_threads)
+        times = {"start": time.perf_counter()}
+        self._providers = _open(providers, provider_options, strict=options.strict)
+        times["providers"] = time.perf_counter()
+        loaded = load(path_or_bytes)
+        times["load"] = time.perf_counter()
+        host = next(p for p in self._providers if p.memory_space == HOST)
+        evaluator = Evaluator(host)
+        self._decisions = Decisions()
+        removed = optimize(loaded.model, options.graph_optimization_level, evaluator)
+        self._decisions.removed = [{"name": r.name, "op_type": r.op_type, "why": r.why} for r in removed]
+        times["optimize"] = time.perf_counter()
+        names = Names.of(loaded.model)
+        owners, groups = Assigner(loaded.model, self._providers, names, self._decisions).assign()
+        times["partition"] = time.perf_counter()
+        compiler = Compiler(self._providers, owners, groups, self._decisions)
+        self._compiled = compiler.compile(Views().graph(loaded.model.graph))
+        times["compile"] = time.perf_counter()
+        self._site = Site(self._providers, compiler, evaluator, options.plan_cache_size)
+        self._runner = GraphRunner(self._site, self._compiled, outputs_to_host=True)
+        self._inputs: list[GraphInput] = loaded.inputs
+        self._outputs: list[GraphInput] = loaded.outputs
+        self._overridable = loaded.overridable
+        self._defaults = {v.name: v.const_value for v in loaded.model.graph.inputs if v.const_value is not None}
+        self._metadata = loaded.metadata
+        marks = list(times.items())
+        phases = ", ".join(f"{b[0]} {1e3 * (b[1] - a[1]):.1f} ms" for a, b in zip(marks, marks[1:], strict=False))
+        logger.info("session created: %s", phases)
+
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: None = None
+    ) -> list[Any]:
+        """Run the model and wait for the results.
+
+        Args:
+            output_names: which outputs, in which order; None for all.
+            input_feed: name -> value: NumPy arrays or what NumPy makes arrays of, lists for sequences.
+            run_options: must be None; options for a single run are not supported yet.
+
+        Returns:
+            For each output a NumPy array that the caller owns, a list (sequence), a list of dictionaries (map) or None
+            (absent optional).
+
+        Raises:
+            InvalidArgument: a feed or an output name does not fit the model; says what was expected.
+            RuntimeException: a kernel failed; names the node.
+        """
+        if run_options is not None:
+            raise InvalidArgument("run_options are not supported yet", remedy="Leave them out")
+        wanted = self._wanted(output_names)
+        optional = self._overridable
+        feeds = check_feeds(input_feed, self._inputs, optional)
+        env: dict[str, Held] = {}
+        for info in self._inputs:
+            if info.name in feeds:
+                env[info.name] = Held(feeds[info.name])
+            elif info.name in self._defaults:
+                default = self._defaults[info.name]
+                assert default is not None, "only values with content are kept as defaults"
+                env[info.name] = Held(default.numpy())
+            else:
+                env[info.name] = Held(None)
+        with self._site.run() as run:
+            held = self._runner.run(run, env)
+            values = [held[i].on_host(run) for i in wanted]
+        return _owned(values, [*feeds.values(), *self._compiled.constants.values()])
+
+    def get_inputs(self) -> list[NodeArg]:
+        """What has to be fed."""
+        return [_arg(i) for i in self._inputs if i.name not in self._overridable]
+
+    def get_outputs(self) -> list[NodeArg]:
+        """What can be fetched."""
+        return [_arg(o) for o in self._outputs]
+
+    def get_overridable_initializers(self) -> list[NodeArg]:
+        """Inputs that have a default in the model."""
+        return [_arg(i) for i in self._inputs if i.name in self._overridable]
+
+    def get_providers(self) -> list[str]:
+        """Names of the providers in use, in priority order."""
+        return list(dict.fromkeys(p.name for p in self._providers))
+
+    def get_devices(self) -> list[str]:
+        """Devices in use, in priority order: ``opencl:0``, ``cpu``."""
+        return [p.device for p in self._providers]
+
+    def get_modelmeta(self) -> Any:
+        """What the model says of itself: producer, version, description, custom metadata."""
+        return self._metadata
+
+    def explain(self) -> Explanation:
+        """Who runs each node and who refused it why, every copy and cast; bytes are known once a shape was seen."""
+        seen = [c for plan in dict.fromkeys(self._site.latest.values()) for c in plan.copies]
+        return explain(self._compiled, self._providers, self._decisions, seen, self._site.replaced())
+
+    def _wanted(self, output_names: Sequence[str] | None) -> list[int]:
+        known = [o.name for o in self._outputs]
+        if output_names is None:
+            return list(range(len(known)))
+        if isinstance(output_names, str):
+            raise InvalidArgument(f"output_names is the string {output_names!r}", remedy="Give a list of names or None")
+        for name in output_names:
+            if name not in known:
+                raise InvalidArgument(
+                    f"the model has no output {name!r}{suggest(str(name), known)}",
+                    remedy=f"Its outputs are {', '.join(known)}",
+                )
+        return [known.index(name) for name in output_names]
+
+
+def _open(
+    providers: Sequence[Any] | None, provider_options: Sequence[Mapping[str, Any]] | None, *, strict: bool
+) -> list[Provider]:
+    """Open the providers of the list; unusable ones are left out with one warning each, or an error under strict."""
+    asked = providers is not None
+    entries = list(providers) if asked and not isinstance(providers, str) else providers
+    if not asked:
+        entries = [n for n in DEFAULT_PROVIDERS if n in registry.names()]
+    assert entries is not None, "there is a default"
+    opened: list[Provider] = []
+    for request in registry.parse(entries, provider_options):
+        try:
+            provider = registry.open_provider(request)
+        except (Unavailable, ProviderError) as e:
+            reason = e.reason if isinstance(e, Unavailable) else e.message
+            remedy = e.remedy or "Remove it from the list"
+            if strict:
+                raise EPFail(f"cannot be used: {reason}", provider=request.label, remedy=remedy) from e
+            if asked:
+                warnings.warn(
+                    f"provider {request.label!r} is left out: {reason}. {remedy}", RuntimeWarning, stacklevel=4
+                )
+            else:
+                logger.info("provider %s is left out: %s", request.label, reason)
+            continue
+        opened.append(provider)
+    if not any(p.memory_space == HOST for p in opened):
+        opened.append(registry.open_provider(registry.Request("cpu", None, {})))
+    return opened
+
+
+def _owned(values: Sequence[Any], foreign: Sequence[Any]) -> list[Any]:
+    """Arrays that are the caller's alone, at 64-byte boundaries."""
+    from gpurt.plan.values import aligned_empty
+    from gpurt.spec import Spec
+
+    seen = {id(f) for f in foreign}
+    owned = []
+    for value in values:
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            base = value.base
+            fresh = id(value) not in seen and value.flags.writeable and value.flags.c_contiguous
+            root = value
+            while isinstance(root.base, np.ndarray):
+                root = root.base
+            if not (fresh and value.ctypes.data % 64 == 0 and id(root) not in seen and (base is None or root.flags.owndata)):
+                copy = aligned_empty(Spec(value.dtype, value.shape))
+                copy[...] = value
+                value = copy
+            else:
+                seen.add(id(root))
+            seen.add(id(value))
+        elif isinstance(value, np.ndarray):
+            value = value.copy()
+        owned.append(value)
+    return owned
+
+
+def _arg(info: GraphInput) -> NodeArg:
+    return NodeArg(info.name, None if info.shape is None else list(info.shape), info.type)
+
+
+def _set_severity(level: int) -> None:
+    levels = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
+    if level >= 0:
+        logging.getLogger("gpurt").setLevel(levels[min(level, 4)])
+
+
+def _set_threads(count: int) -> None:
+    if count > 0:
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(count)
+
+

@@ -1,0 +1,113 @@
+"""What all graph levels of a session share: providers, memory spaces, evaluation on the host, fallbacks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from gpurt.graph.view import NodeView
+from gpurt.partitioner import CompiledGraph, Compiler, UnitItem
+from gpurt.partitioner.assign import part
+from gpurt.plan.plan import Plan
+from gpurt.plan.runner import GraphRunner
+from gpurt.plan.values import Run
+from gpurt.provider import HOST, DeviceMemory, HostUnit, Provider
+
+
+class Evaluator:
+    """Computes single nodes on the host provider, for folding before and while plans are made."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+        self._units: dict[NodeView, HostUnit | None] = {}
+
+    def __call__(self, node: NodeView, inputs: Sequence[Any]) -> Sequence[Any] | None:
+        """Outputs of a node; None if the provider has no kernel for it, or the kernel fails on these inputs."""
+        if node not in self._units:
+            view = part([node])
+            claimed = bool(self._provider.get_capability(view).claims)
+            self._units[node] = self._provider.compile(view)[0] if claimed else None  # type: ignore[assignment]
+        unit = self._units[node]
+        return None if unit is None else unit.call(inputs)
+
+
+class Site:
+    """Implements gpurt.plan.runner.Site for a session."""
+
+    def __init__(
+        self, providers: Sequence[Provider], compiler: Compiler, evaluator: Evaluator, plan_cache_size: int
+    ) -> None:
+        self.lock = threading.RLock()
+        self.plan_cache_size = plan_cache_size
+        self.devices: list[str] = ["cpu"]
+        self.memories: list[DeviceMemory | None] = [None]
+        self._spaces: list[int] = []
+        self._compiler = compiler
+        self._evaluator = evaluator
+        self._runners: dict[int, GraphRunner] = {}
+        self._fallbacks: dict[tuple[int, str], Sequence[UnitItem]] = {}
+        self._items: list[UnitItem] = []
+        self._idle: list[dict[int, Any]] = []
+        self.latest: dict[str, Plan] = {}
+        numbers = {HOST: 0}
+        for provider in providers:
+            if provider.memory_space not in numbers:
+                assert isinstance(provider, DeviceMemory), f"{provider.name} has memory of its own and no DeviceMemory"
+                numbers[provider.memory_space] = len(self.memories)
+                self.memories.append(provider)
+                self.devices.append(provider.device)
+            self._spaces.append(numbers[provider.memory_space])
+
+    def space(self, provider: int) -> int:
+        """Number of a provider's memory space; 0 is the host."""
+        return self._spaces[provider]
+
+    def alignment(self, space: int) -> int:
+        """Bytes that slots of a space are aligned to."""
+        memory = self.memories[space]
+        return 64 if memory is None else memory.arena.alignment
+
+    def evaluate(self, node: NodeView, inputs: Sequence[Any]) -> Sequence[Any] | None:
+        """Compute a node on the host now."""
+        return self._evaluator(node, inputs)
+
+    def fallback(self, item: UnitItem, reason: str) -> Sequence[UnitItem]:
+        """Units that take the place of a refused one; made once for each reason."""
+        key = (id(item), reason)
+        if key not in self._fallbacks:
+            self._fallbacks[key] = self._compiler.fallback(item, reason)
+            self._items.append(item)  # keeps the id its own
+        return self._fallbacks[key]
+
+    def replaced(self) -> dict[int, Sequence[UnitItem]]:
+        """For refused items, by id, the units that run instead."""
+        with self.lock:
+            return {item: units for (item, _), units in self._fallbacks.items()}
+
+    def runner(self, graph: CompiledGraph) -> GraphRunner:
+        """The runner of a nested graph."""
+        found = self._runners.get(id(graph))
+        if found is None:
+            with self.lock:
+                found = self._runners.setdefault(id(graph), GraphRunner(self, graph, outputs_to_host=False))
+        return found
+
+    def planned(self, graph: CompiledGraph, plan: Plan) -> None:
+        """Remember what the newest plan of each level copies, for explain()."""
+        for copy in plan.copies:
+            self.latest[f"{graph.name}/{copy['value']}/{copy['from']}/{copy['to']}"] = plan
+
+    @contextmanager
+    def run(self) -> Iterator[Run]:
+        """A run with queues of its own, taken from the pool; all work is complete when it ends."""
+        with self.lock:
+            streams = self._idle.pop() if self._idle else {}
+        run = Run(self.memories, streams)
+        try:
+            yield run
+        finally:
+            run.finish()
+            with self.lock:
+                self._idle.append(streams)

@@ -1,0 +1,38 @@
+/* OpenCL C 1.2 dialect of the portable kernels. The only file that spells OpenCL; cuda.h is its twin. */
+#define GP_OPENCL 1
+#ifdef GP_FP64
+#pragma OPENCL EXTENSION cl_khr_fp64 : enable
+#endif
+typedef char i8;
+typedef uchar u8;
+typedef short i16;
+typedef ushort u16;
+typedef int i32;
+typedef uint u32;
+typedef long i64;
+typedef ulong u64;
+
+/* KFN(bx, by, bz) name(...) { ... }: a kernel whose groups have exactly bx * by * bz items. */
+#define KFN(bx, by, bz) __kernel __attribute__((reqd_work_group_size(bx, by, bz))) void
+#define FN static inline
+#define GLOBAL __global
+#define LOCAL __local
+#define CONSTANT __constant
+#define SHARED __local
+
+/* A tensor parameter is a base pointer and an offset in elements: plans place values inside large blocks. */
+#define TENSOR(T, x) __global T *x##_base, const i64 x##_at
+#define INPUT(T, x) __global const T *restrict x##_base, const i64 x##_at
+#define OPEN(T, x) __global T *x = x##_base + x##_at
+#define OPEN_IN(T, x) __global const T *restrict x = x##_base + x##_at
+
+#define GROUP(d) ((i32)get_group_id(d))
+#define GROUPS(d) ((i32)get_num_groups(d))
+#define ITEM(d) ((i32)get_local_id(d))
+#define ITEMS(d) ((i32)get_local_size(d))
+#define BARRIER barrier(CLK_LOCAL_MEM_FENCE)
+
+#define LD_HALF(p, i) vload_half((i), (p))
+#define ST_HALF(p, i, v) vstore_half_rte((v), (i), (p))
+#define AS_F32(u) as_float(u)
+#define AS_I32(f) as_int(f)

@@ -1,0 +1,82 @@
+"""The cpu provider: NumPy kernels over host arrays, the fallback for everything."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from gpurt.errors import GpurtError, InvalidArgument, RuntimeException
+from gpurt.graph.view import GraphView, NodeView
+from gpurt.provider import HOST, Capability, Device, Provider, Unit
+from gpurt_cpu.ops import lookup
+
+
+class CpuProvider(Provider):
+    """Kernel provider over the host's memory."""
+
+    name: ClassVar[str] = "cpu"
+    options: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self) -> None:
+        self.device = "cpu"
+        self.memory_space = HOST
+
+    @classmethod
+    def probe(cls) -> Sequence[Device]:
+        """Always one device."""
+        return [Device("cpu", f"NumPy {np.__version__} on {platform.processor() or platform.machine()}", "cpu")]
+
+    @classmethod
+    def open(cls, index: int | None, options: Mapping[str, Any]) -> Provider:
+        """There is one device, and there are no options."""
+        if index not in (None, 0):
+            raise InvalidArgument(f"there is no cpu:{index}", provider="cpu", remedy='Use "cpu"')
+        return cls()
+
+    def get_capability(self, graph: GraphView) -> Capability:
+        """Every operator that has a NumPy kernel, in every dtype."""
+        claims = [(n.name,) for n in graph.nodes if lookup(n.domain, n.op_type)]
+        refused = {n.name: f"no NumPy kernel for {n.op}" for n in graph.nodes if not lookup(n.domain, n.op_type)}
+        return Capability(claims, refused)
+
+    def compile(self, partition: GraphView) -> Sequence[Unit]:
+        """One unit for each node."""
+        return [NumpyUnit(n) for n in partition.nodes]
+
+
+class NumpyUnit:
+    """One node as a call of its NumPy kernel."""
+
+    def __init__(self, node: NodeView) -> None:
+        kernel = lookup(node.domain, node.op_type)
+        assert kernel is not None, f"{node.op} was not claimed"
+        self.nodes: Sequence[NodeView] = (node,)
+        self.inputs = [None if v is None else v.name for v in node.inputs]
+        self.outputs = [None if v is None else v.name for v in node.outputs]
+        self._fn = kernel.fn
+        self._attrs = dict(node.attrs)
+        if kernel.wants_outputs:
+            self._attrs["outputs"] = tuple(o is not None for o in node.outputs)
+
+    def call(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """Run the kernel. Raises RuntimeException naming the node when it fails."""
+        node = self.nodes[0]
+        try:
+            with np.errstate(all="ignore"):
+                result = self._fn(*inputs, **self._attrs)
+        except GpurtError as e:
+            e.node, e.op, e.provider = e.node or node.name, e.op or node.op, e.provider or "cpu"
+            raise
+        except Exception as e:
+            shapes = ", ".join(_describe(x) for x in inputs)
+            raise RuntimeException(
+                f"the kernel failed on ({shapes}): {type(e).__name__}: {e}", node=node.name, op=node.op, provider="cpu"
+            ) from e
+        return result if isinstance(result, tuple) else (result,)
+
+
+def _describe(x: Any) -> str:
+    return f"{x.dtype}{list(x.shape)}" if isinstance(x, np.ndarray) else type(x).__name__

@@ -1,0 +1,5 @@
+"""The OpenCL provider of gpurt."""
+
+from gpurt_opencl.provider import OpenCLProvider
+
+__all__ = ["OpenCLProvider"]

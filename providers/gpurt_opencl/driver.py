@@ -1,0 +1,163 @@
+"""The OpenCL driver: gpurt.device.Driver over PyOpenCL."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+
+from gpurt.device import DeviceInfo, TensorArg
+from gpurt.errors import EPFail
+from gpurt.provider import BufferRef
+
+_WRITABLE = cl.mem_flags.READ_WRITE
+
+
+class OpenCLDriver:
+    """One OpenCL device: a context of its own, shared by all sessions of the process."""
+
+    def __init__(self, device: cl.Device, kernel_class: str = "auto") -> None:
+        self.device = device
+        self.context = cl.Context([device])
+        self._info = device_info(device, kernel_class)
+        self._lock = threading.Lock()
+
+    def info(self) -> DeviceInfo:
+        """Facts about the device."""
+        return self._info
+
+    def alloc(self, nbytes: int) -> cl.Buffer:
+        """Raises MemoryError when the device has no room."""
+        try:
+            return cl.Buffer(self.context, _WRITABLE, nbytes)
+        except (cl.MemoryError, cl.RuntimeError, cl.LogicError) as e:
+            raise MemoryError(f"{self._info.name}: {nbytes} bytes: {e}") from e
+
+    def free(self, buffer: cl.Buffer) -> None:
+        """Give the buffer back."""
+        buffer.release()
+
+    def write(self, dst: BufferRef, src: np.ndarray, stream: cl.CommandQueue) -> None:
+        """Enqueue a copy from host memory, which PyOpenCL's event keeps alive until the queue has passed it."""
+        if src.nbytes:
+            cl.enqueue_copy(stream, dst.buffer, src, dst_offset=dst.offset, is_blocking=False)
+
+    def read(self, dst: np.ndarray, src: BufferRef, stream: cl.CommandQueue) -> None:
+        """Enqueue a copy to host memory."""
+        if dst.nbytes:
+            cl.enqueue_copy(stream, dst, src.buffer, src_offset=src.offset, is_blocking=False)
+
+    def copy(self, dst: BufferRef, src: BufferRef, nbytes: int, stream: cl.CommandQueue) -> None:
+        """Enqueue a copy within the device."""
+        if nbytes:
+            cl.enqueue_copy(
+                stream, dst.buffer, src.buffer, byte_count=nbytes, src_offset=src.offset, dst_offset=dst.offset
+            )
+
+    def build(self, source: str, name: str) -> cl.Program:
+        """Compile for this device. Raises EPFail with the compiler's log."""
+        options = ["-cl-std=CL1.2", "-cl-mad-enable"]
+        try:
+            # PyOpenCL's cache is off: the runtimes keep their own, and ours is keyed by content.
+            return cl.Program(self.context, source).build(options, cache_dir=False)
+        except cl.RuntimeError as e:
+            if dump := os.environ.get("GPURT_DUMP_FAILED"):
+                with open(dump, "w", encoding="utf-8") as f:
+                    f.write(source)
+            log = str(e).strip()
+            raise EPFail(
+                f"the kernel for {name} does not compile: {log[:2000]}",
+                op=name,
+                provider="opencl",
+                remedy="Leave opencl out of the providers for this model and report the log",
+            ) from e
+
+    def prepare(
+        self,
+        program: cl.Program,
+        entry: str,
+        args: Sequence[TensorArg | np.generic],
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+    ) -> OpenCLLauncher:
+        """A kernel object of its own with all arguments set."""
+        return OpenCLLauncher(cl.Kernel(program, entry), args, grid, block)
+
+    def stream(self) -> cl.CommandQueue:
+        """A new in-order queue."""
+        return cl.CommandQueue(self.context)
+
+    def synchronize(self, stream: cl.CommandQueue) -> None:
+        """Wait for the queue."""
+        stream.finish()
+
+    def close(self) -> None:
+        """Nothing: the context goes with its last buffer."""
+
+
+class OpenCLLauncher:
+    """A bound kernel; a call costs one or two microseconds on the host."""
+
+    __slots__ = ("_global", "_kernel", "_local", "_slots")
+
+    def __init__(
+        self,
+        kernel: cl.Kernel,
+        args: Sequence[TensorArg | np.generic],
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+    ) -> None:
+        self._kernel = kernel
+        dims = 3 if grid[2] * block[2] > 1 else 2 if grid[1] * block[1] > 1 else 1
+        self._global = tuple(g * b for g, b in zip(grid, block, strict=True))[:dims]
+        self._local = block[:dims]
+        self._slots: list[int] = []
+        slot = 0
+        for position, arg in enumerate(args):
+            self._slots.append(slot)
+            if isinstance(arg, TensorArg):
+                self.set(position, arg)
+                slot += 2
+            else:
+                kernel.set_arg(slot, arg)
+                slot += 1
+
+    def set(self, position: int, arg: TensorArg) -> None:
+        """Set a tensor argument: the buffer, and the offset in elements."""
+        slot = self._slots[position]
+        self._kernel.set_arg(slot, arg.ref.buffer)
+        self._kernel.set_arg(slot + 1, np.int64(arg.ref.offset // arg.itemsize))
+
+    def __call__(self, stream: cl.CommandQueue) -> None:
+        cl.enqueue_nd_range_kernel(stream, self._kernel, self._global, self._local)
+
+
+def device_info(device: cl.Device, kernel_class: str = "auto") -> DeviceInfo:
+    """What OpenCL says about a device, in gpurt's words."""
+    kinds = {cl.device_type.GPU: "gpu", cl.device_type.ACCELERATOR: "accelerator", cl.device_type.CPU: "cpu"}
+    kind = next((name for bit, name in kinds.items() if device.type & bit), "accelerator")
+    if "oclgrind" in device.platform.name.lower() or "oclgrind" in device.name.lower():
+        kind = "emulator"
+    extensions = set(device.extensions.split())
+    chosen = kernel_class if kernel_class != "auto" else "cpu" if kind == "cpu" else "gpu"
+    return DeviceInfo(
+        name=device.name.strip(),
+        kind=kind,
+        dialect="opencl",
+        kernel_class=chosen,
+        vendor=device.vendor.strip(),
+        driver=f"{device.platform.version} {device.driver_version}".strip(),
+        fp16="cl_khr_fp16" in extensions,
+        fp64="cl_khr_fp64" in extensions,
+        subgroups="cl_khr_subgroups" in extensions or "cl_intel_subgroups" in extensions,
+        compute_units=device.max_compute_units,
+        max_group=device.max_work_group_size,
+        local_bytes=device.local_mem_size,
+        max_alloc=device.max_mem_alloc_size,
+        memory=device.global_mem_size,
+        base_align=max(device.mem_base_addr_align // 8, 64),
+    )
