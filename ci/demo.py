@@ -35,6 +35,7 @@ import importlib.util
 import statistics
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -80,6 +81,7 @@ def main() -> int:
     image = Image.open(arguments.image) if arguments.image else drawn()
     pixels = np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
 
+    warnings.filterwarnings("ignore", "provider .* is left out", RuntimeWarning)  # show_providers has said it
     start = time.perf_counter()
     sessions = {name: gpurt.InferenceSession(path, providers=PROVIDERS) for name, path in paths.items()}
     loaded = time.perf_counter()
@@ -205,8 +207,8 @@ def show_times(sessions: dict[str, Any], paths: dict[str, Path], fed: dict[str, 
         console.print(
             f"ONNX Runtime {onnxruntime.__version__} on its CPU provider, in this process. The two have a thread pool "
             f"each, so they run in turns ({TURNS} turns of a warm-up and {RUNS} runs), each after a pause in which the "
-            "other's threads go to sleep. The difference is the largest of any output, over the largest value of that "
-            "output.\n"
+            "other's threads go to sleep. Whatever else the machine does slows both. The difference is the largest of "
+            "any output, over the largest value of that output.\n"
         )
     else:
         console.print("ONNX Runtime is not installed here; --compare installs it and measures it beside gpurt.\n")
@@ -217,10 +219,10 @@ def in_turns(engines: list[Run], feeds: list[dict[str, np.ndarray]]) -> list[flo
     seconds: list[list[float]] = [[] for _ in engines]
     for _ in range(TURNS):
         for engine, measured in zip(engines, seconds, strict=True):
-            if sum(measured) > SECONDS:
-                continue
             time.sleep(0.1)
             for turn in range(RUNS + 1):
+                if sum(measured) > SECONDS:
+                    break
                 start = time.perf_counter()
                 for feed in feeds:
                     engine(feed)

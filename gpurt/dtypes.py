@@ -39,7 +39,7 @@ _TABLE: Final[dict[int, tuple[str, np.dtype]]] = {
     26: ("int2", np.dtype(ml_dtypes.int2)),
 }
 _CODE: Final = {dtype: code for code, (_, dtype) in _TABLE.items()}
-_BY_NAME: Final = {name: dtype for name, dtype in _TABLE.values()}
+_BY_NAME: Final = dict(_TABLE.values())
 
 # OpenCL C and CUDA spell these alike through the dialect headers of gpurt_kernels.
 _KERNEL_NAMES: Final = {

@@ -62,6 +62,10 @@ class NotImplemented(GpurtError, NotImplementedError):  # noqa: A001 - ONNX Runt
     """No provider in the session's list can run a node, or gpurt does not know the operator."""
 
 
+Unsupported = NotImplemented
+"""The same class under a name that does not hide Python's constant."""
+
+
 class RuntimeException(GpurtError, RuntimeError):
     """A kernel failed while the model ran."""
 

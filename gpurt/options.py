@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, Final
 
-from gpurt.errors import InvalidArgument, NotImplemented, suggest
+from gpurt.errors import InvalidArgument, Unsupported, suggest
 
 
 class GraphOptimizationLevel(IntEnum):
@@ -104,7 +104,7 @@ class SessionOptions:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _NOT_YET:
-            raise NotImplemented(f"SessionOptions.{name} is not supported yet", remedy="Leave it at its default")
+            raise Unsupported(f"SessionOptions.{name} is not supported yet", remedy="Leave it at its default")
         if name not in self.__slots__:
             raise InvalidArgument(
                 f"SessionOptions has no option {name!r}{suggest(name, self.__slots__)}",

@@ -2,9 +2,9 @@
 
 A provider is a class that an entry point in the group ``gpurt.providers`` names. It says which devices it has (probe),
 which nodes of a graph it can run and why not the others (get_capability), turns what the partitioner granted into units
-(compile), and owns the memory of its device. Two kinds share the contract: a *kernel provider* returns one unit for each
-kernel, a *compiling provider* one unit for a whole partition. A provider whose memory is the host's returns units that
-are called with NumPy arrays (HostUnit); all others return units that are planned for concrete shapes and bound to
+(compile), and owns the memory of its device. Two kinds share the contract: a *kernel provider* returns one unit for
+each kernel, a *compiling provider* one unit for a whole partition. A provider whose memory is the host's returns units
+that are called with NumPy arrays (HostUnit); all others return units that are planned for concrete shapes and bound to
 memory that the plan assigns (DeviceUnit).
 """
 
@@ -27,7 +27,7 @@ HOST: Final = "host"
 """The memory space of NumPy arrays."""
 
 
-class Unavailable(Exception):  # noqa: N818 - an answer to probe, not a failure of the core
+class Unavailable(Exception):
     """Raised by probe or the constructor of a provider that cannot be used here.
 
     Attributes:
@@ -41,7 +41,7 @@ class Unavailable(Exception):  # noqa: N818 - an answer to probe, not a failure 
         super().__init__(f"{reason}. {remedy}" if remedy else reason)
 
 
-class Refused(Exception):  # noqa: N818 - an answer, not a failure: the node goes to the next provider
+class Refused(Exception):
     """Raised by DeviceUnit.plan when the unit cannot run with these shapes; the reason is kept for explain()."""
 
     def __init__(self, reason: str) -> None:
@@ -98,7 +98,9 @@ Step = Callable[[Any], None]
 class Bound(Protocol):
     """A unit's plan over actual memory; it belongs to one run at a time."""
 
-    steps: Sequence[Step]
+    @property
+    def steps(self) -> Sequence[Step]:
+        """What to call, in order, with the stream."""
 
     def rebind(self, operand: int, ref: BufferRef) -> None:
         """Point one operand (position in UnitPlan.operands) at other memory."""
@@ -111,7 +113,7 @@ class UnitPlan:
     Attributes:
         outputs: specs of the unit's outputs.
         operands: what bind wants memory for, in this order. Inputs that no kernel reads do not appear.
-        aliases: output position -> (input position, byte offset): the output is the input's memory, nothing is launched.
+        aliases: output position -> (input position, byte offset): the output is the input's memory.
         inplace: output position -> input positions whose memory it may take if nobody reads them later.
         bind: memory for the operands -> bound steps.
         kernels: names of what is launched, for explain and traces.
@@ -128,10 +130,17 @@ class UnitPlan:
 class Unit(Protocol):
     """What compile returns: one or several nodes that run as one."""
 
-    nodes: Sequence[NodeView]
-    inputs: Sequence[str | None]
-    """Names of the values read from outside; None where an optional input is left out."""
-    outputs: Sequence[str | None]
+    @property
+    def nodes(self) -> Sequence[NodeView]:
+        """In topological order."""
+
+    @property
+    def inputs(self) -> Sequence[str | None]:
+        """Names of the values read from outside; None where an optional input is left out."""
+
+    @property
+    def outputs(self) -> Sequence[str | None]:
+        """Names of the values yielded; None where an optional output is not wanted."""
 
 
 class HostUnit(Unit, Protocol):
@@ -144,8 +153,9 @@ class HostUnit(Unit, Protocol):
 class DeviceUnit(Unit, Protocol):
     """A unit over device memory."""
 
-    host_inputs: frozenset[int]
-    """Positions of inputs whose content must be known when the unit is planned (axes, pads, sizes)."""
+    @property
+    def host_inputs(self) -> frozenset[int]:
+        """Positions of inputs whose content must be known when the unit is planned (axes, pads, sizes)."""
 
     def plan(self, inputs: Sequence[Spec | None]) -> UnitPlan:
         """Plan for these inputs.
@@ -199,17 +209,17 @@ class Provider(ABC):
     @classmethod
     @abstractmethod
     def open(cls, index: int | None, options: Mapping[str, Any]) -> Provider:
-        """Open a device: by index, or by what the options choose. Raises Unavailable or gpurt.errors.InvalidArgument."""
+        """Open a device by index, or by what the options choose. Raises Unavailable or InvalidArgument."""
 
     @abstractmethod
     def get_capability(self, graph: GraphView) -> Capability:
         """Say which of the graph's nodes this provider can run."""
 
     @abstractmethod
-    def compile(self, partition: GraphView) -> Sequence[Unit]:
+    def compile(self, partition: GraphView) -> Sequence[HostUnit | DeviceUnit]:
         """Turn granted nodes into units in topological order. A GpurtError hands the partition to the next provider."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most providers have nothing to do
         """Release what the session's use of the device holds."""
 
 

@@ -146,9 +146,7 @@ def parse(providers: Sequence[Any], provider_options: Sequence[Mapping[str, Any]
         if provider_options is not None:
             options = {**options, **provider_options[position]}
         if not isinstance(entry, str):
-            raise InvalidArgument(
-                f"a provider is {entry!r}", remedy='Use "name", "name:index" or ("name", {options})'
-            )
+            raise InvalidArgument(f"a provider is {entry!r}", remedy='Use "name", "name:index" or ("name", {options})')
         name, _, index = entry.partition(":")
         if index and not index.isdigit():
             raise InvalidArgument(f"a provider is {entry!r}", remedy='An index is a number: "opencl:1"')

@@ -47,7 +47,7 @@ class Spec:
         return text if self.const is None else f"{text}=const"
 
 
-class Unknown(Exception):  # noqa: N818 - a fact, not an error: the planner cuts the plan here
+class Unknown(Exception):
     """A shape rule needs the content of an input that is not known when the plan is made."""
 
     def __init__(self, reason: str) -> None:

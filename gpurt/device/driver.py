@@ -29,6 +29,7 @@ class DeviceInfo:
     fp64: bool = False
     subgroups: bool = False
     compute_units: int = 1
+    vector_width: int = 8  # float32 lanes of a native vector; decides register tiles of the cpu class
     max_group: int = 256
     local_bytes: int = 32768
     max_alloc: int = 1 << 31

@@ -216,7 +216,10 @@ class Lowering:
         domain: str = "",
         outputs: int = 1,
     ) -> list[Ref]:
-        """Lower another operator inside this one; arrays are constants. Returns its outputs, in workspaces unless given."""
+        """Lower another operator inside this one and return its outputs: in workspaces, unless `out` is given.
+
+        Arrays among the inputs are constants.
+        """
         refs = [self.constant(x) if isinstance(x, np.ndarray) else x for x in inputs]
         given = [out] if isinstance(out, Ref) else list(out or ())
         node = NodeView(

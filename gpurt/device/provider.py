@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,9 +15,9 @@ from gpurt.device.table import TABLE, OpTable
 from gpurt.device.unit import KernelUnit
 from gpurt.device.weights import Constants
 from gpurt.errors import InvalidArgument
-from gpurt.graph.view import GraphView
+from gpurt.graph.view import GraphView, NodeView
 from gpurt.memory.arena import RegionArena
-from gpurt.provider import BufferRef, Capability, DeviceMemory, Provider, Unit
+from gpurt.provider import BufferRef, Capability, DeviceMemory, DeviceUnit, HostUnit, Provider
 
 MEMORY_OPTIONS: Mapping[str, str] = {
     "memory_limit": "most bytes the arena may hold, an integer; default: the device's memory",
@@ -70,9 +70,10 @@ class DeviceProvider(Provider, DeviceMemory):
                 refused[node.name] = reason
         return Capability(claims, refused)
 
-    def compile(self, partition: GraphView) -> Sequence[Unit]:
+    def compile(self, partition: GraphView) -> Sequence[HostUnit | DeviceUnit]:
         """One unit a node, elementwise chains fused into one."""
-        return [g if not isinstance(g, tuple) else KernelUnit(self, g[0]) for g in groups(self, partition)]
+        made: Iterable[DeviceUnit | tuple[NodeView, ...]] = groups(self, partition)
+        return [KernelUnit(self, g[0]) if isinstance(g, tuple) else g for g in made]
 
     def program(self, text: str, name: str) -> Any:
         """The program with this text, built once."""
@@ -114,5 +115,3 @@ def _load_rows() -> None:
     from gpurt.device import ops
 
     ops.load()
-
-

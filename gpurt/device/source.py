@@ -1,4 +1,4 @@
-"""Kernel source as text: the dialect header, macros for element types and sizes, and a file of gpurt_kernels or a body."""
+"""Kernel source as text: dialect header, macros for element types and sizes, a file of gpurt_kernels or a body."""
 
 from __future__ import annotations
 

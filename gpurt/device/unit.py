@@ -23,10 +23,17 @@ from gpurt.spec import Spec
 class Host(Protocol):
     """What units need of the provider they belong to."""
 
-    driver: Driver
-    info: DeviceInfo
-    table: OpTable
-    constants: Constants
+    @property
+    def driver(self) -> Driver: ...
+
+    @property
+    def info(self) -> DeviceInfo: ...
+
+    @property
+    def table(self) -> OpTable: ...
+
+    @property
+    def constants(self) -> Constants: ...
 
     def program(self, text: str, name: str) -> Any: ...
 

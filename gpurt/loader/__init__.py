@@ -1,4 +1,4 @@
-"""From a file, bytes or a ModelProto to a model in canonical form: checked, functions inlined, newest opset, unique names."""
+"""From a file, bytes or a ModelProto to a model in canonical form: checked, inlined, newest opset, unique names."""
 
 from gpurt.loader.functions import Expansion, expand, has_body
 from gpurt.loader.model import LoadedModel, Metadata, load

@@ -1,4 +1,4 @@
-"""Checks of a ModelProto before anything trusts it: versions, names, operators, nesting, tensors. One error names one place."""
+"""Checks of a ModelProto before anything trusts it: versions, names, operators, nesting, tensors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import onnx
 
+from gpurt import errors
 from gpurt.errors import InvalidGraph, suggest
 from gpurt.loader import opsets, tensors
 from gpurt.loader.opsets import CANONICAL_OPSETS, canonical_domain
@@ -35,7 +36,7 @@ def imports(model: onnx.ModelProto | onnx.FunctionProto) -> dict[str, int]:
 def check(model: onnx.ModelProto) -> None:
     """Raise NotImplemented on a model newer than gpurt, InvalidGraph on one that breaks ONNX's rules."""
     if model.ir_version > opsets.NEWEST_IR:
-        raise NotImplementedError(
+        raise errors.NotImplemented(
             f"the model has IR version {model.ir_version}, and gpurt knows versions up to {opsets.NEWEST_IR}",
             remedy="Use a newer gpurt, or export the model with an older IR version",
         )
@@ -58,7 +59,7 @@ def _versions(holder: onnx.ModelProto | onnx.FunctionProto, where: str) -> dict[
         if version < 1 and newest is not None:
             raise InvalidGraph(f"{where} imports opset {version} of {domain or 'ai.onnx'!r}")
         if newest is not None and version > newest:
-            raise NotImplementedError(
+            raise errors.NotImplemented(
                 f"{where} imports opset {version} of {domain or 'ai.onnx'!r}, and gpurt knows opsets up to {newest}",
                 remedy="Use a newer gpurt, or export the model with an older opset",
             )
@@ -136,8 +137,6 @@ class _Checker:
             if is_legacy(node.op_type, domain):
                 return
             raise InvalidGraph(_unknown(node, domain, version), node=where, op=_op(node))
-        if is_legacy(node.op_type, domain):
-            return  # an experimental form and a standard one share the name
         for what, count, least, most in (
             ("inputs", len(node.input), schema.min_input, schema.max_input),
             ("outputs", len(node.output), schema.min_output, schema.max_output),
@@ -146,10 +145,10 @@ class _Checker:
                 raise InvalidGraph(
                     f"{count} {what}, where opset {version} allows {least} to {most}", node=where, op=_op(node)
                 )
-        _check_against(schema, node, where)
+        _check_against(schema, node, where, version)
 
 
-def _check_against(schema: Any, node: onnx.NodeProto, where: str) -> None:
+def _check_against(schema: Any, node: onnx.NodeProto, where: str, version: int) -> None:
     given = {attr.name: attr for attr in node.attribute}
     for name, attribute in schema.attributes.items():
         attr = given.pop(name, None)
@@ -157,11 +156,10 @@ def _check_against(schema: Any, node: onnx.NodeProto, where: str) -> None:
             if attribute.required:
                 raise InvalidGraph(f"attribute {name!r} is missing", node=where, op=_op(node))
         elif attr.type and int(attr.type) != int(attribute.type.value):
-            raise InvalidGraph(
-                f"attribute {name!r} is of type {onnx.AttributeProto.AttributeType.Name(attr.type)}, not {attribute.type.name}",
-                node=where, op=_op(node),
-            )  # fmt: skip
-    if given and schema.since_version >= 7:  # exporters of older opsets left all kinds of things behind
+            given_type = onnx.AttributeProto.AttributeType.Name(attr.type)
+            text = f"attribute {name!r} is of type {given_type}, not {attribute.type.name}"
+            raise InvalidGraph(text, node=where, op=_op(node))
+    if given and (version >= 7 or schema.domain):  # exporters of older opsets left all kinds of things behind
         name = next(iter(given))
         raise InvalidGraph(f"unknown attribute {name!r}{suggest(name, schema.attributes)}", node=where, op=_op(node))
 
@@ -171,7 +169,8 @@ def _unknown(node: onnx.NodeProto, domain: str, version: int) -> str:
     first = opsets.first_version(node.op_type, domain)
     if first > version:
         return f"{name} exists since opset {first}, but the model imports opset {version} of {domain or 'ai.onnx'}"
-    return f"{domain or 'ai.onnx'} opset {version} has no operator {name!r}{suggest(node.op_type, opsets.op_names(domain))}"
+    nearest = suggest(node.op_type, opsets.op_names(domain))
+    return f"{domain or 'ai.onnx'} opset {version} has no operator {name!r}{nearest}"
 
 
 def _check_attributes(node: onnx.NodeProto, index: int, may_refer: bool) -> None:

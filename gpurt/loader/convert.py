@@ -1,4 +1,4 @@
-"""From a checked ModelProto to onnx-ir: tensors detached from the file, functions inlined, constants as initializers."""
+"""From a checked ModelProto to onnx-ir: tensors detached from it, functions inlined, constants as initializers."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def inline_functions(model: ir.Model) -> None:
         return
     for function in model.functions.values():
         _pass_through(function.graph)
-        function.graph.opset_imports.clear()  # the version is on each node, and onnx-ir refuses functions of other opsets
+        function.graph.opset_imports.clear()  # each node has its version, and onnx-ir refuses to mix opsets
     model.graph.opset_imports.clear()
     for root in (model.graph, *(function.graph for function in model.functions.values())):
         for graph in graphs(root):

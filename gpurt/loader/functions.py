@@ -71,7 +71,7 @@ def expand(node: ir.Node, names: Names) -> Expansion | None:
     body = _body(node)
     if body is None:
         return None
-    # Bodies made for one node leave out what makes the outputs that it does not want, so only wanted ones are asked for.
+    # A body made for one node lacks what makes the outputs that it does not want, so only wanted ones are asked for.
     wanted = [index for index, value in enumerate(node.outputs) if value.name != ""]
     results = [body.output[index] for index in wanted]
     made = {name for inner in body.node for name in inner.output} | set(body.input)
@@ -129,7 +129,7 @@ def _type(value: ir.Value | None) -> onnx.TypeProto:
 
 
 def _captured(node: ir.Node) -> dict[str, ir.Value]:
-    # Values of outer graphs that the node's bodies read: the function body does not see those graphs, so they become inputs.
+    # Values of outer graphs that the node's bodies read. The function body does not see these: they become inputs.
     inside = [graph for body in bodies(node) for graph in graphs(body)]
     found: dict[str, ir.Value] = {}
     for graph in inside:

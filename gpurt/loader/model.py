@@ -39,7 +39,7 @@ class LoadedModel:
         model: onnx-ir model in which every node has the newest form that gpurt knows and every name is unique.
         inputs: what must or, where ``overridable`` names it, may be fed, as the model declares it. The values are
             ``model.graph.inputs``, in the same order and under the same names.
-        outputs: what can be fetched, as the model declares it. The values are ``model.graph.outputs``, in the same order,
+        outputs: what can be fetched, as the model declares it. The values are ``model.graph.outputs``, in this order,
             but of another name where the declared one is that of an input or initializer.
         overridable: names of initializers that are graph inputs too: defaults, not constants. Before IR version 4 every
             initializer had to be listed as an input; those are constants and no inputs here, as in ONNX Runtime.

@@ -61,7 +61,7 @@ def schema(op_type: str, domain: str = "", version: int = 0) -> Any:
 
 @lru_cache(maxsize=4096)
 def since(op_type: str, domain: str = "", version: int = 0) -> int:
-    """Version in which the form of the operator that an opset uses appeared; 0 for operators that ONNX does not know."""
+    """Version that brought the form of an operator that an opset uses; 0 for operators that ONNX does not know."""
     found = schema(op_type, domain, version)
     return int(found.since_version) if found else 0
 

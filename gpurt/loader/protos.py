@@ -56,7 +56,7 @@ def describe(node: onnx.NodeProto, index: int | None = None) -> str:
 
 
 def drop_constant_inputs(model: onnx.ModelProto) -> None:
-    """Take initializers off the inputs of the main graph: before IR version 4 they had to be there without being inputs."""
+    """Take initializers off the main graph's inputs: before IR version 4 they had to be there without being inputs."""
     constant = {tensor.name for tensor in model.graph.initializer}
     constant.update(sparse.values.name for sparse in model.graph.sparse_initializer)
     for index in reversed(range(len(model.graph.input))):
@@ -88,7 +88,7 @@ def _attribute_type(attr: onnx.AttributeProto) -> Any:
 
 
 def make_dense(model: onnx.ModelProto) -> None:
-    """Turn sparse initializers and the sparse form of Constant into dense tensors: onnx-ir drops the first, refuses the second."""
+    """Make sparse initializers and sparse Constants dense: onnx-ir drops the first and refuses the second."""
     for container in containers(model):
         if isinstance(container, onnx.GraphProto) and container.sparse_initializer:
             for sparse in container.sparse_initializer:
@@ -131,7 +131,7 @@ def _dense(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
 
 
 def own_outputs(model: onnx.ModelProto) -> None:
-    """Let nested graphs whose output is a value of an outer graph pass it through an Identity: onnx-ir loses such outputs."""
+    """Let nested graphs pass outer values that they return through an Identity: onnx-ir loses such outputs."""
     for container in containers(model):
         for node in container.node:
             for graph in node_graphs(node):

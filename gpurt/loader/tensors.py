@@ -1,6 +1,6 @@
 """TensorProtos: their claims checked before anything is allocated, and their content as arrays that hold no protobuf.
 
-A submessage keeps the whole parsed file alive, so every tensor is moved out of it; external data is mapped, one map a file.
+A submessage keeps the whole parsed file alive, so every tensor is moved out of it; external data is mapped.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class ExternalData:
         self._maps: dict[Path, np.ndarray] = {}
         if model is not None:
             self._given = model.absolute().parent
-            # A model that is a symbolic link (Hugging Face's cache) may have its data beside the link or beside the file.
+            # A model that is a symbolic link (Hugging Face's cache) has its data beside the link or beside the file.
             self._folders = list(dict.fromkeys((self._given.resolve(), model.resolve().parent)))
 
     def array(self, tensor: ir.ExternalTensor, where: str) -> np.ndarray:

@@ -17,7 +17,7 @@ class GraphInput:
 
     Attributes:
         name: name under which it is fed or fetched.
-        type: ONNX type string, ``tensor(float)`` or ``seq(map(int64,tensor(float)))``; empty where the model states none.
+        type: ONNX type string, ``tensor(float)`` or ``seq(map(int64,tensor(float)))``; empty where it is not stated.
         shape: for each dimension an int, a symbolic name or None; None where the rank is not stated or it is no tensor.
     """
 

@@ -64,7 +64,10 @@ class RegionArena:
         self._in_use = self._held = self._peak = self._allocations = self._extensions = 0
 
     def alloc(self, nbytes: int) -> BufferRef:
-        """A block of nbytes rounded up to the alignment. Raises OutOfMemory, with what was asked, held and the limit."""
+        """A block of nbytes rounded up to the alignment.
+
+        Raises OutOfMemory with what was asked, held and the limit.
+        """
         size = -(-max(nbytes, 1) // self.alignment) * self.alignment
         with self._lock:
             place = self._best_fit(size) or self._extend(size)
@@ -165,6 +168,7 @@ class RegionArena:
     def _exhausted(self, size: int) -> OutOfMemory:
         limit = "none" if self._limit is None else f"{self._limit}"
         return OutOfMemory(
-            f"{self._name}: out of memory, {size} bytes asked for, {self._held} held ({self._in_use} in use), limit {limit}",
+            f"{self._name}: out of memory, {size} bytes asked for, {self._held} held, {self._in_use} in use, "
+            f"limit {limit}",
             remedy="Raise memory_limit, use smaller inputs, or put another provider behind this one",
         )

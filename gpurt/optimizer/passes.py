@@ -24,7 +24,18 @@ _ROUNDS: Final = 10
 _FOLD_BYTES: Final = 512 << 20  # one folded output; a larger one is left for the run
 _FOLD_TOTAL: Final = 2 << 30
 _UNFOLDABLE: Final = frozenset(
-    "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial If Loop Scan SequenceMap".split()
+    [
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "Bernoulli",
+        "Multinomial",
+        "If",
+        "Loop",
+        "Scan",
+        "SequenceMap",
+    ]
 )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gpurt import dtypes
-from gpurt.errors import NotImplemented
+from gpurt.errors import Unsupported
 from gpurt.graph.view import GraphView, NodeView, ValueView
 from gpurt.infer.types import result_dtypes
 from gpurt.loader import Expansion, Names, Views, expand, has_body
@@ -115,9 +115,7 @@ class Assigner:
                 continue
             self._refuse(node, provider, reason)
 
-    def _capability(
-        self, position: int, nodes: Sequence[NodeView]
-    ) -> tuple[Sequence[tuple[str, ...]], dict[str, str]]:
+    def _capability(self, position: int, nodes: Sequence[NodeView]) -> tuple[Sequence[tuple[str, ...]], dict[str, str]]:
         if not nodes:
             return (), {}
         answer = self._providers[position].get_capability(part(nodes))
@@ -170,12 +168,12 @@ class Assigner:
     def _refuse(self, node: ir.Node, provider: Provider, reason: str) -> None:
         self._decisions.refused.setdefault(node.name or "", {})[provider.device] = reason
 
-    def _unsupported(self, node: ir.Node) -> NotImplemented:
+    def _unsupported(self, node: ir.Node) -> Unsupported:
         view = Views().node(node)
         types = ", ".join("?" if v is None or v.dtype is None else str(v.dtype) for v in view.inputs)
         reasons = self._decisions.refused.get(node.name or "", {})
         why = "; ".join(f"{device}: {reason}" for device, reason in reasons.items())
-        return NotImplemented(
+        return Unsupported(
             f"no provider can run {view.op} (version {view.version or '?'}) on ({types}): {why}",
             node=view.name,
             op=view.op,

@@ -19,7 +19,18 @@ from gpurt.provider import Provider
 
 # Where the dtype is the point of the operator, a wider one would be another operator.
 _TYPED: Final = frozenset(
-    "Cast CastLike BitCast QuantizeLinear DequantizeLinear DynamicQuantizeLinear If Loop Scan SequenceMap".split()
+    [
+        "Cast",
+        "CastLike",
+        "BitCast",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "If",
+        "Loop",
+        "Scan",
+        "SequenceMap",
+    ]
 )
 
 
@@ -40,7 +51,9 @@ class Widener:
         if node.op_type in _TYPED or any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
             return None
         view = Views().node(node)
-        narrow = {v.dtype for v in view.inputs if v is not None and v.dtype in dtypes.WIDER and dtypes.is_float(v.dtype)}
+        narrow = {
+            v.dtype for v in view.inputs if v is not None and v.dtype in dtypes.WIDER and dtypes.is_float(v.dtype)
+        }
         for dtype in sorted(narrow, key=str):
             for wide in dtypes.WIDER[dtype]:
                 variant = _variant(view, dtype, wide)
@@ -130,9 +143,7 @@ def _variant(view: NodeView, narrow: np.dtype, wide: np.dtype) -> NodeView | Non
     inputs = tuple(changed(v) for v in view.inputs)
     bare = replace(view, inputs=inputs)
     found = result_dtypes(bare, [None if v is None else v.dtype for v in inputs])
-    outputs = tuple(
-        None if v is None else replace(v, dtype=d) for v, d in zip(view.outputs, found, strict=False)
-    )
+    outputs = tuple(None if v is None else replace(v, dtype=d) for v, d in zip(view.outputs, found, strict=False))
     if len(outputs) != len(view.outputs) or any(v is not None and v.dtype is None for v in outputs):
         return None
     return replace(bare, outputs=outputs)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from gpurt.errors import GpurtError, NotImplemented
+from gpurt.errors import GpurtError, Unsupported
 from gpurt.graph.view import GraphView, NodeView
 from gpurt.partitioner.assign import CONTROL, part
 from gpurt.partitioner.result import CompiledGraph, ControlItem, Decisions, Item, UnitItem
@@ -46,9 +46,7 @@ class Compiler:
         constants = {**(outer or {}), **{n: v.const for n, v in graph.initializers.items() if v.const is not None}}
         bodies = {
             node.name: {
-                name: self.compile(attr, constants)
-                for name, attr in node.attrs.items()
-                if isinstance(attr, GraphView)
+                name: self.compile(attr, constants) for name, attr in node.attrs.items() if isinstance(attr, GraphView)
             }
             for node in graph.nodes
             if node.op_type in CONTROL and not node.domain
@@ -100,7 +98,7 @@ class Compiler:
                 return self._units(position, view)
             refused[self._providers[position].device] = answer.refused.get(node.name, "not claimed")
         why = "; ".join(f"{d}: {r}" for d, r in refused.items())
-        raise NotImplemented(
+        raise Unsupported(
             f"no provider can run {node.op} with these shapes: {why}",
             node=node.name,
             op=node.op,
@@ -133,7 +131,7 @@ class Compiler:
             if later != position and answer.claims:
                 self._owners[node.name] = later
                 return self._units(later, part([node]))
-        raise NotImplemented(
+        raise Unsupported(
             f"{self._providers[position].device} cannot compile {node.op} and no later provider has it: {reason}",
             node=node.name,
             op=node.op,
@@ -217,7 +215,9 @@ def _captured(node: NodeView) -> Iterable[str]:
 def _sorted(items: Sequence[Item], order: Mapping[str, int]) -> list[Item]:
     """Topological order of units, nearest to the order of the nodes."""
     producer = {name: i for i, item in enumerate(items) for name in writes(item)}
-    waiting: list[set[int]] = [{producer[n] for n in reads(item) if n in producer} - {i} for i, item in enumerate(items)]
+    waiting: list[set[int]] = [
+        {producer[n] for n in reads(item) if n in producer} - {i} for i, item in enumerate(items)
+    ]
     after: dict[int, list[int]] = {}
     for i, sources in enumerate(waiting):
         for source in sources:
@@ -239,7 +239,7 @@ def _sorted(items: Sequence[Item], order: Mapping[str, int]) -> list[Item]:
             if not waiting[j]:
                 heapq.heappush(ready, (rank(j), j))
     if len(result) != len(items):
-        raise NotImplemented(
+        raise Unsupported(
             "the units of the providers depend on each other in a circle", remedy="A provider's claim must be convex"
         )
     return result
@@ -255,6 +255,3 @@ def _needs(items: Sequence[Item], outputs: Sequence[str], constants: Mapping[str
         alive.update(dict.fromkeys(n for n in reads(item) if n not in constants))
         needs.append(list(alive))
     return needs[::-1]
-
-
-

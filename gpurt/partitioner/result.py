@@ -1,4 +1,4 @@
-"""What partitioning yields: units with their providers, control-flow nodes with their bodies, and the reasons for it."""
+"""What partitioning yields: units with their providers, control-flow nodes with their bodies, and the reasons."""
 
 from __future__ import annotations
 

@@ -40,9 +40,50 @@ SHAPE_INPUTS: Final[Mapping[str, tuple[int, ...]]] = {
 """Operator -> positions of the inputs whose content decides shapes or branches."""
 
 _ARITHMETIC: Final = frozenset(
-    "Shape Size Gather Slice Concat Squeeze Unsqueeze Reshape Flatten Split Identity Cast Add Sub Mul Div Mod Neg Abs Min "
-    "Max Floor Ceil Round Sqrt Pow Sign Equal Less LessOrEqual Greater GreaterOrEqual And Or Not Xor Where ReduceProd "
-    "ReduceSum ReduceMin ReduceMax CumSum".split()
+    [
+        "Shape",
+        "Size",
+        "Gather",
+        "Slice",
+        "Concat",
+        "Squeeze",
+        "Unsqueeze",
+        "Reshape",
+        "Flatten",
+        "Split",
+        "Identity",
+        "Cast",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Mod",
+        "Neg",
+        "Abs",
+        "Min",
+        "Max",
+        "Floor",
+        "Ceil",
+        "Round",
+        "Sqrt",
+        "Pow",
+        "Sign",
+        "Equal",
+        "Less",
+        "LessOrEqual",
+        "Greater",
+        "GreaterOrEqual",
+        "And",
+        "Or",
+        "Not",
+        "Xor",
+        "Where",
+        "ReduceProd",
+        "ReduceSum",
+        "ReduceMin",
+        "ReduceMax",
+        "CumSum",
+    ]
 )
 # These make tensors of any size, so they are shape arithmetic only where a shape is what they make.
 _MAKERS: Final = frozenset({"ConstantOfShape", "Range", "Expand", "Tile", "Reciprocal", "GatherElements", "Transpose"})
@@ -111,11 +152,12 @@ def _small_integers(node: NodeView) -> bool:
 
 
 def deciding(nodes: Sequence[NodeView], wanted: Iterable[str]) -> set[str]:
-    """Names whose content decides shapes or branches, through shape arithmetic, of this level: a plan's key needs them."""
+    """Names whose content decides shapes or branches of this level, through shape arithmetic: a plan's key has them."""
     found = set(wanted)
+    followed = (_ARITHMETIC | _MAKERS) - {"Shape", "Size"}
     for node in reversed(nodes):
         found.update(v.name for v in shape_operands(node))
-        if any(v is not None and v.name in found for v in node.outputs):
-            if not node.domain and node.op_type in _ARITHMETIC | _MAKERS and node.op_type not in ("Shape", "Size"):
-                found.update(v.name for v in node.inputs if v is not None)
+        decides = any(v is not None and v.name in found for v in node.outputs)
+        if decides and not node.domain and node.op_type in followed:
+            found.update(v.name for v in node.inputs if v is not None)
     return found

@@ -124,6 +124,8 @@ class Place:
     slots: dict[int, Slot] = field(default_factory=dict)
     pending: int | None = None  # space whose queue must be waited for before the host reads the register
     entry: str = ""  # name of the held value it came from
+    home: int = 0  # space it was produced in
+    copied: frozenset[int] = frozenset()  # spaces it was copied to, in the words of explain()
 
 
 @dataclass(slots=True)
@@ -140,7 +142,7 @@ class Draft:
     copies: list[dict[str, Any]]
 
 
-class _Cut(Exception):  # noqa: N818 - ends the walk, is no error
+class _Cut(Exception):
     pass
 
 
@@ -199,9 +201,7 @@ class Builder:
         for _, place in outputs:
             for slot in place.slots.values():
                 slot.use(len(self._steps))
-        return Draft(
-            end, self._steps, self._slots, self._registers, self._preset, self._entries, outputs, self._copies
-        )
+        return Draft(end, self._steps, self._slots, self._registers, self._preset, self._entries, outputs, self._copies)
 
     # --- items
 
@@ -264,7 +264,7 @@ class Builder:
                 self._unit(replacement)
 
     def _host_unit(self, unit: HostUnit) -> None:
-        ins = [-1 if name is None else self._on_host(name, unit.nodes[0].op) for name in unit.inputs]
+        ins = [-1 if name is None else self._on_host(name, f"read by {unit.nodes[0].op_type}") for name in unit.inputs]
         for name in unit.inputs:
             place = None if name is None else self._places[name]
             if place is not None and place.pending is not None:
@@ -308,7 +308,7 @@ class Builder:
                 source, offset = plan.aliases[position]
                 source_name = name_of[source]
                 assert source_name is not None, "an alias of an input that is left out"
-                slot.parent, slot.shift = self._on_device(source_name, space, unit.nodes[0].op), offset
+                slot.parent, slot.shift = self._on_device(source_name, space, f"read by {unit.nodes[0].op_type}"), offset
             else:
                 self._slots.append(slot)
             outs.append(slot)
@@ -320,13 +320,13 @@ class Builder:
             slot.use(step)
         for position, name in enumerate(unit.outputs):
             if name is not None:
-                self._places[name] = Place(plan.outputs[position], slots={space: outs[position]})
+                self._places[name] = Place(plan.outputs[position], slots={space: outs[position]}, home=space)
 
     def _operand(self, operand: Operand, unit: DeviceUnit, outs: Sequence[Slot], space: int) -> Slot:
         if operand.kind == "in":
             name = unit.inputs[operand.index]
             assert name is not None, "a launch reads an input that is left out"
-            return self._on_device(name, space, unit.nodes[0].op)
+            return self._on_device(name, space, f"read by {unit.nodes[0].op_type}")
         if operand.kind == "out":
             return outs[operand.index]
         if operand.kind == "temp":
@@ -345,9 +345,9 @@ class Builder:
             specs: list[Spec | None] = []
             for value in node.inputs:
                 spec = None if value is None else found.get(value.name) or self._places[value.name].spec
-                if value is not None and (spec is None or spec.const is None):
-                    if node.op_type not in ("Shape", "Size") or spec is None:
-                        return False
+                known = value is None or (spec is not None and spec.const is not None)
+                if not known and (node.op_type not in ("Shape", "Size") or spec is None):
+                    return False
                 specs.append(spec)
             try:
                 outs: Sequence[Spec] = infer(node, specs)
@@ -376,7 +376,10 @@ class Builder:
         return self._registers - 1
 
     def _on_host(self, name: str, cause: str) -> int:
-        """Register that holds a value; emits the read, or takes the held or constant value in."""
+        """Register that holds a value; emits the read, or takes the held or constant value in.
+
+        Without a cause the host is only on the way to another device.
+        """
         place = self._places[name]
         if place.register is None:
             place.register = self._register()
@@ -388,10 +391,11 @@ class Builder:
                 slot.use(len(self._steps))
                 self._steps.append(ReadStep(slot, place.register, place.spec))
                 place.pending = space
-                self._copy(name, space, 0, place.spec.nbytes, cause)
             else:
                 assert place.spec is not None, f"{name} is nowhere"
                 self._preset.append((place.register, place.spec.const))
+        if cause and place.slots:
+            self._copy(name, 0, cause)
         return place.register
 
     def _on_device(self, name: str, space: int, cause: str) -> Slot:
@@ -407,14 +411,14 @@ class Builder:
         elif place.entry and place.entry not in self._slotted:
             slot = Slot(space, spec.nbytes, name=place.entry)
         else:
-            register = self._on_host(name, cause)
+            register = self._on_host(name, "")
             if place.pending is not None:
                 self._sync(place.pending)
             slot = Slot(space, spec.nbytes)
             self._slots.append(slot)
             slot.use(len(self._steps))
             self._steps.append(WriteStep(register, slot))
-            self._copy(name, 0, space, spec.nbytes, cause)
+            self._copy(name, space, cause)
         place.slots[space] = slot
         return slot
 
@@ -424,7 +428,11 @@ class Builder:
             if place.pending == space:
                 place.pending = None
 
-    def _copy(self, name: str, source: int, target: int, nbytes: int, cause: str) -> None:
-        self._copies.append(
-            {"value": name, "from": self._devices[source], "to": self._devices[target], "bytes": nbytes, "cause": cause}
-        )
+    def _copy(self, name: str, target: int, cause: str) -> None:
+        """Note a copy from where a value was produced, once for each target."""
+        place = self._places[name]
+        if target == place.home or target in place.copied or place.spec is None:
+            return
+        place.copied |= {target}
+        source, to = self._devices[place.home], self._devices[target]
+        self._copies.append({"value": name, "from": source, "to": to, "bytes": place.spec.nbytes, "cause": cause})

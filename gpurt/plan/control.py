@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from gpurt.errors import InvalidArgument, NotImplemented, RuntimeException
+from gpurt.errors import InvalidArgument, RuntimeException, Unsupported
 from gpurt.graph.view import NodeView
 from gpurt.partitioner.result import ControlItem
 from gpurt.plan.values import Held, Run
@@ -23,14 +23,16 @@ def execute(site: Site, item: ControlItem, run: Run, env: dict[str, Held]) -> No
     node = item.node
     run_node = {"If": _if, "Loop": _loop, "Scan": _scan}.get(node.op_type)
     if run_node is None:
-        raise NotImplemented(f"control flow {node.op} is not supported", node=node.name, op=node.op)
+        raise Unsupported(f"control flow {node.op} is not supported", node=node.name, op=node.op)
     outputs = run_node(site, item, run, env)
     for value, held in zip(node.outputs, outputs, strict=False):
         if value is not None:
             env[value.name] = held
 
 
-def _body(site: Site, item: ControlItem, name: str, run: Run, env: dict[str, Held], inputs: Sequence[Held]) -> list[Held]:
+def _body(
+    site: Site, item: ControlItem, name: str, run: Run, env: dict[str, Held], inputs: Sequence[Held]
+) -> list[Held]:
     graph = item.bodies[name]
     inner = {n: env[n] for n in graph.captures if n in env}
     inner.update(zip(graph.inputs, inputs, strict=True))
@@ -62,7 +64,7 @@ def _loop(site: Site, item: ControlItem, run: Run, env: dict[str, Held]) -> list
         for scan, held in zip(scans, outputs[1 + len(carried) :], strict=False):
             scan.append(held)
         count += 1
-    stacked = [_stack(site, item, node, "body", 1 + len(carried) + i, s, 0, run) for i, s in enumerate(scans)]
+    stacked = [_stack(node, "body", 1 + len(carried) + i, s, 0, run) for i, s in enumerate(scans)]
     return [*carried, *stacked]
 
 
@@ -94,19 +96,19 @@ def _scan(site: Site, item: ControlItem, run: Run, env: dict[str, Held]) -> list
     stacked = []
     for i, scan in enumerate(scans):
         ordered = scan[::-1] if out_back[i] else scan
-        stacked.append(_stack(site, item, node, "body", len(states) + i, ordered, out_axes[i], run))
+        stacked.append(_stack(node, "body", len(states) + i, ordered, out_axes[i], run))
     return [*states, *stacked]
 
 
-def _stack(
-    site: Site, item: ControlItem, node: NodeView, body: str, position: int, values: Sequence[Held], axis: int, run: Run
-) -> Held:
+def _stack(node: NodeView, body: str, position: int, values: Sequence[Held], axis: int, run: Run) -> Held:
     if values:
         arrays: list[Any] = [v.on_host(run) for v in values]
         shapes = {a.shape for a in arrays}
         if len(shapes) > 1:
             raise RuntimeException(
-                f"scan output {position} has shapes {sorted(shapes)} in different iterations", node=node.name, op=node.op
+                f"scan output {position} has shapes {sorted(shapes)} in different iterations",
+                node=node.name,
+                op=node.op,
             )
         return Held(np.stack(arrays, axis if axis >= 0 else axis + arrays[0].ndim + 1))
     # No iteration: an empty tensor whose inner shape comes from what the body declares, with 0 for unknown dimensions.

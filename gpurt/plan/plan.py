@@ -1,4 +1,4 @@
-"""A plan with its memory assigned, and the states that replay it: a state belongs to one run at a time and is pooled."""
+"""A plan with its memory assigned, and the states that replay it: one run at a time has a state, then it is pooled."""
 
 from __future__ import annotations
 
@@ -102,9 +102,7 @@ class PlanState:
         self._foreign: dict[tuple[str, int], list[tuple[Bound, int, int, int]]] = {}
         self._current: dict[tuple[str, int], BufferRef] = {}
         self._ops = self._bind(run, env)
-        self._slots = {
-            (name, space): slot for name, place in draft.outputs for space, slot in place.slots.items()
-        }
+        self._slots = {(name, space): slot for name, place in draft.outputs for space, slot in place.slots.items()}
 
     def _memory(self, space: int) -> DeviceMemory:
         memory = self._memories[space]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,10 +20,17 @@ from gpurt.spec import Spec
 class Site(Planning, Protocol):
     """What runners of all levels share."""
 
-    memories: Sequence[DeviceMemory | None]
-    devices: Sequence[str]
-    plan_cache_size: int
-    lock: threading.RLock
+    @property
+    def memories(self) -> Sequence[DeviceMemory | None]: ...
+
+    @property
+    def devices(self) -> Sequence[str]: ...
+
+    @property
+    def plan_cache_size(self) -> int: ...
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]: ...
 
     def runner(self, graph: CompiledGraph) -> GraphRunner:
         """The one runner of a nested graph."""
@@ -110,7 +117,7 @@ class GraphRunner:
             if plan is not None:
                 plans.move_to_end(signature)
                 return plan
-            known = {n: Spec(s.dtype, s.shape, s.const.copy()) if s and s.const is not None else s for n, s in specs.items()}
+            known = {n: _kept(s) for n, s in specs.items()}
             slotted = frozenset(self.graph.inputs)
             builder = Builder(self._site, self.graph, known, slotted, self._site.devices)
             draft = builder.build(position, outputs_to_host=self._outputs_to_host)
@@ -120,3 +127,8 @@ class GraphRunner:
             while len(plans) > self._site.plan_cache_size:
                 plans.popitem(last=False)
             return plan
+
+
+def _kept(spec: Spec | None) -> Spec | None:
+    """The spec with its content copied: the plan outlives the caller's array."""
+    return spec if spec is None or spec.const is None else Spec(spec.dtype, spec.shape, spec.const.copy())

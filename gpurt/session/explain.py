@@ -50,7 +50,7 @@ def explain(
     for copy in _copies(graph, providers):
         key = (copy["value"], copy["from"], copy["to"])
         copies.append({**copy, "bytes": by_key.pop(key)["bytes"] if key in by_key else None})
-    copies += by_key.values()  # plans may have moved nodes for their shapes
+    copies += [dict(c) for c in by_key.values()]  # plans may have moved nodes for their shapes
     return Explanation(
         {
             "version": 1,

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,14 @@ DEFAULT_PROVIDERS = ("cuda", "opencl", "cpu")
 
 @dataclass(frozen=True, slots=True)
 class NodeArg:
-    """An input or output of a model: name, shape (int, symbolic name or None a dimension; None for an unknown rank), type."""
+    """An input or output of a model.
+
+    Attributes:
+        name: its name.
+        shape: for each dimension an int, a symbolic name or None; None where the rank is not known.
+        type: ONNX type string: ``tensor(float)``, ``seq(map(int64,tensor(float)))``.
+    """
+
 
     name: str
     shape: list[int | str | None] | None
@@ -94,7 +102,7 @@ class InferenceSession:
         self._defaults = {v.name: v.const_value for v in loaded.model.graph.inputs if v.const_value is not None}
         self._metadata = loaded.metadata
         marks = list(times.items())
-        phases = ", ".join(f"{b[0]} {1e3 * (b[1] - a[1]):.1f} ms" for a, b in zip(marks, marks[1:], strict=False))
+        phases = ", ".join(f"{b[0]} {1e3 * (b[1] - a[1]):.1f} ms" for a, b in pairwise(marks))
         logger.info("session created: %s", phases)
 
     def run(
@@ -184,10 +192,7 @@ def _open(
 ) -> list[Provider]:
     """Open the providers of the list; unusable ones are left out with one warning each, or an error under strict."""
     asked = providers is not None
-    entries = list(providers) if asked and not isinstance(providers, str) else providers
-    if not asked:
-        entries = [n for n in DEFAULT_PROVIDERS if n in registry.names()]
-    assert entries is not None, "there is a default"
+    entries = providers if providers is not None else [n for n in DEFAULT_PROVIDERS if n in registry.names()]
     opened: list[Provider] = []
     for request in registry.parse(entries, provider_options):
         try:
@@ -219,12 +224,12 @@ def _owned(values: Sequence[Any], foreign: Sequence[Any]) -> list[Any]:
     owned = []
     for value in values:
         if isinstance(value, np.ndarray) and value.dtype != object:
-            base = value.base
             fresh = id(value) not in seen and value.flags.writeable and value.flags.c_contiguous
             root = value
             while isinstance(root.base, np.ndarray):
                 root = root.base
-            if not (fresh and value.ctypes.data % 64 == 0 and id(root) not in seen and (base is None or root.flags.owndata)):
+            owned_root = id(root) not in seen and (value.base is None or root.flags.owndata)
+            if not (fresh and owned_root and value.ctypes.data % 64 == 0):
                 copy = aligned_empty(Spec(value.dtype, value.shape))
                 copy[...] = value
                 value = copy
@@ -252,5 +257,3 @@ def _set_threads(count: int) -> None:
         from threadpoolctl import threadpool_limits
 
         threadpool_limits(count)
-
-

@@ -55,9 +55,7 @@ def run_unit(
 ) -> list[np.ndarray]:
     """Plan a unit for these inputs, bind it to poisoned buffers of the exact size, run it, read the outputs."""
     known = unit.host_inputs | set(constant)
-    specs = [
-        None if a is None else Spec(a.dtype, a.shape, a if i in known else None) for i, a in enumerate(inputs)
-    ]
+    specs = [None if a is None else Spec(a.dtype, a.shape, a if i in known else None) for i, a in enumerate(inputs)]
     plan = unit.plan(specs)
     stream = provider.stream()
     ins: dict[int, BufferRef] = {}

@@ -22,3 +22,13 @@
   }                                                                                                 \
   FN T T##_shl(const T a, const T b) { return (u64)b >= BITS ? 0 : (T)((U)a << (i32)b); }           \
   FN T T##_shr(const T a, const T b) { return (u64)b < BITS ? (T)(a >> (i32)b) : SIGNED && a < 0 ? (T)-1 : (T)0; }
+
+#ifdef GP_FP64
+/* double to float, rounded to odd: rounding the result once more, to half, is as good as rounding once. */
+FN float to_odd(const double x) {
+  const float f = (float)x;
+  if ((double)f == x || x != x) return f;
+  const i32 away = fabs((double)f) > fabs(x);
+  return AS_F32((AS_I32(f) - away) | 1);
+}
+#endif

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpurt.errors import GpurtError, InvalidArgument, RuntimeException
 from gpurt.graph.view import GraphView, NodeView
-from gpurt.provider import HOST, Capability, Device, Provider, Unit
+from gpurt.provider import HOST, Capability, Device, DeviceUnit, HostUnit, Provider
 from gpurt_cpu.ops import lookup
 
 
@@ -30,7 +30,7 @@ class CpuProvider(Provider):
         return [Device("cpu", f"NumPy {np.__version__} on {platform.processor() or platform.machine()}", "cpu")]
 
     @classmethod
-    def open(cls, index: int | None, options: Mapping[str, Any]) -> Provider:
+    def open(cls, index: int | None, options: Mapping[str, Any]) -> Provider:  # noqa: ARG003 - there are none
         """There is one device, and there are no options."""
         if index not in (None, 0):
             raise InvalidArgument(f"there is no cpu:{index}", provider="cpu", remedy='Use "cpu"')
@@ -42,7 +42,7 @@ class CpuProvider(Provider):
         refused = {n.name: f"no NumPy kernel for {n.op}" for n in graph.nodes if not lookup(n.domain, n.op_type)}
         return Capability(claims, refused)
 
-    def compile(self, partition: GraphView) -> Sequence[Unit]:
+    def compile(self, partition: GraphView) -> Sequence[HostUnit | DeviceUnit]:
         """One unit for each node."""
         return [NumpyUnit(n) for n in partition.nodes]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyopencl as cl
@@ -63,7 +62,8 @@ class OpenCLDriver:
         options = ["-cl-std=CL1.2", "-cl-mad-enable"]
         try:
             # PyOpenCL's cache is off: the runtimes keep their own, and ours is keyed by content.
-            return cl.Program(self.context, source).build(options, cache_dir=False)
+            program: cl.Program = cl.Program(self.context, source).build(options, cache_dir=False)  # type: ignore[arg-type]
+            return program
         except cl.RuntimeError as e:
             if dump := os.environ.get("GPURT_DUMP_FAILED"):
                 with open(dump, "w", encoding="utf-8") as f:
@@ -155,6 +155,7 @@ def device_info(device: cl.Device, kernel_class: str = "auto") -> DeviceInfo:
         fp64="cl_khr_fp64" in extensions,
         subgroups="cl_khr_subgroups" in extensions or "cl_intel_subgroups" in extensions,
         compute_units=device.max_compute_units,
+        vector_width=max(device.native_vector_width_float, 1),
         max_group=device.max_work_group_size,
         local_bytes=device.local_mem_size,
         max_alloc=device.max_mem_alloc_size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -53,8 +53,9 @@ def _array(value: Any) -> np.ndarray:
     return onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
 
 
-def node_cases(op_types: Collection[str]) -> Iterator[Case]:
+def node_cases(op_types: Collection[str]) -> list[Case]:
     """Cases of single nodes of these operators ("Gather", "com.microsoft.Gelu") at their newest version, tensors only."""
+    found = []
     for test in _collected():
         nodes = test.model.graph.node
         if len(nodes) != 1:
@@ -75,4 +76,5 @@ def node_cases(op_types: Collection[str]) -> Iterator[Case]:
         inputs = [_array(next(values)) if name else None for name in node.input]
         expected = [_array(next(results)) if name else None for name in node.output]
         attrs = {a.name: _plain(a) for a in node.attribute}
-        yield Case(test.name, node.op_type, inputs, attrs, expected, test.rtol, test.atol)
+        found.append(Case(test.name, node.op_type, inputs, attrs, expected, test.rtol, test.atol))
+    return found

@@ -143,10 +143,9 @@ def test_deep_nesting() -> None:
 
 def test_initializers_before_ir_4_are_no_inputs() -> None:
     def model(version: int) -> onnx.ModelProto:
-        made = make(
+        return make(
             [node("Add", ["x", "w"], ["y"])], inputs=("x", "w"), initializers={"w": X}, ir_version=version, opset=9
         )
-        return made
 
     old, new = load(model(3)), load(model(4))
     assert ([i.name for i in old.inputs], old.overridable) == (["x"], frozenset())
@@ -216,7 +215,6 @@ def test_names_are_unique_everywhere() -> None:
             [node(op, ["w"], ["a"]), node("Add", ["a", "w_1"], ["y"])], "b", [], [info("y", 1, None)]
         )
         made.initializer.extend([numpy_helper.from_array(X, "w"), numpy_helper.from_array(X, "w_1")])
-        return made
 
     nodes = [
         node("Add", ["x", "w"], ["a"]),

@@ -1,4 +1,4 @@
-"""What the loader reads: models from files, bytes and protos, their tensors and external data, and all that can be wrong there."""
+"""What the loader reads: models from files, bytes and protos, tensors and external data, and what can be wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from test_loader import X, make, node, run
 
-from gpurt.errors import Fail, GpurtError, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile, NotImplemented
+from gpurt import errors
+from gpurt.errors import Fail, GpurtError, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile
 from gpurt.loader import CANONICAL_OPSETS, Views, load
 
 # sources
@@ -105,9 +106,9 @@ def test_any_truncation_is_a_typed_error(cut: int) -> None:
 
 
 def test_newer_than_known() -> None:
-    with pytest.raises(NotImplemented, match="opset 99"):
+    with pytest.raises(errors.NotImplemented, match="opset 99"):
         load(make([node("Relu", ["x"], ["y"])], opset=99))
-    with pytest.raises(NotImplemented, match="IR version 99"):
+    with pytest.raises(errors.NotImplemented, match="IR version 99"):
         load(make([node("Relu", ["x"], ["y"])], ir_version=99))
 
 
@@ -120,7 +121,7 @@ def test_sizes_of_initializers_are_checked() -> None:
         model.graph.initializer.append(onnx.TensorProto(name="w", data_type=1, **fields))
         return model
 
-    with pytest.raises(InvalidGraph, match="'w'.*needs 48 bytes but has 4"):
+    with pytest.raises(InvalidGraph, match=r"'w'.*needs 48 bytes but has 4"):
         load(bad(dims=[3, 4], raw_data=b"\0" * 4))
     with pytest.raises(InvalidGraph, match="needs 12 elements but has 0"):
         load(bad(dims=[3, 4]))
@@ -177,7 +178,7 @@ def test_external_data_stays_in_the_folder(tmp_path: Path, location: str) -> Non
     folder.mkdir()
     (folder / "linked").symlink_to(tmp_path)
     (folder / "sub").mkdir()
-    with pytest.raises(InvalidGraph, match="folder|relative"):
+    with pytest.raises(InvalidGraph, match=r"folder|relative"):
         load(external(folder, location.format(folder=tmp_path)))
 
 

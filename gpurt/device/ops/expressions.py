@@ -1,8 +1,8 @@
 """Elementwise operators as C expressions, one text for scalar OpenCL, eight-wide OpenCL and CUDA.
 
 Templates are format strings over {a}, {b}, {c} (operands), {f} (prefix of the helper functions in math.h, by type),
-{t} (prefix of those in integer.h), {U} (as the unsigned type, in which integers wrap), and the names of an operator's
-attributes. Reals are written as C doubles; the generator adds the suffix f where the operand is single. Conditions are
+{t} (prefix of those in integer.h), {T} (type of the result), {U} (as the unsigned type, in which integers wrap), and the
+names of an operator's attributes. Reals are written as C doubles; the generator adds the suffix f where the operand is single. Conditions are
 vectors of 0 and -1 in eight-wide code, so a text combines them with & and | and never counts with them.
 """
 
@@ -112,6 +112,8 @@ class _Names(dict[str, str]):
             return prefix(site.of(), site.vector)
         if name == "t":
             return kernel_name(site.of()) + "_"
+        if name == "T":
+            return register(site.dtype, site.vector)
         if name == "U":
             return unsigned(site.of(), site.vector)
         return site.arg("abc".index(name))
@@ -237,9 +239,10 @@ def _power(site: Site) -> str:
         return site.format(known)
     exponent = site.of(1)
     if site.real:
-        return f"pow({site.arg(0)}, {cast(site.arg(1), exponent, site.of(), site.vector)})"
+        wide = F64 if site.of() == F64 else F32
+        return f"pow({site.arg(0)}, {cast(site.arg(1), exponent, wide, site.vector)})"
     if exponent.kind == "f":
-        return f"{register(site.dtype, False)}_from_real(pow((double){site.arg(0)}, (double){site.arg(1)}))"
+        return f"pow((double){site.arg(0)}, (double){site.arg(1)})"
     y = site.arg(1)
     negative = f"{y} < 0" if exponent.kind == "i" else "0"
     return site.format("{t}pow({a}, (u64)" + y + f", {negative})")
@@ -315,11 +318,12 @@ EXPRESSIONS: Final[dict[tuple[str, str], Expression]] = {
     ("", "Sub"): Expression("{a} - {b}", "{U}({a}) - {U}({b})"),
     ("", "Mul"): Expression("{a} * {b}", "{U}({a}) * {U}({b})"),
     ("", "Div"): Expression("{a} / {b}", "{t}div({a}, {b})", scalar=_whole_is_scalar),
-    ("", "Mod"): Expression(_mod, _mod, costly=True, scalar=_whole_is_scalar),
+    # PoCL's eight-wide fmod gives wrong lanes beside a lane that divides by zero.
+    ("", "Mod"): Expression(_mod, _mod, costly=True, scalar=lambda *_: True),
     ("", "Pow"): Expression(_power, _power, costly=True, scalar=_whole_is_scalar),
     ("", "Abs"): Expression("fabs({a})", "{a} < 0 ? -{U}({a}) : {U}({a})"),
     ("", "Neg"): Expression("-{a}", "-{U}({a})"),
-    ("", "Sign"): Expression("{a} > 0.0 ? 1.0 : {a} < 0.0 ? -1.0 : {a}", "{a} > 0 ? {U}(({T})1) : {a} < 0 ? -{U}(({T})1) : {U}({a})"),
+    ("", "Sign"): Expression("{a} > 0.0 ? 1.0 : {a} < 0.0 ? -1.0 : {a}", "{a} > 0 ? ({T})1 : {a} < 0 ? ({T})-1 : {a}"),
     ("", "Ceil"): _real("ceil({a})"),
     ("", "Floor"): _real("floor({a})"),
     ("", "Round"): _real("rint({a})"),
@@ -335,7 +339,7 @@ EXPRESSIONS: Final[dict[tuple[str, str], Expression]] = {
     ("", "Where"): Expression(truth=_where),
     ("", "Cast"): Expression(_cast, _cast, _cast, scalar=_cast_is_scalar),
     ("", "CastLike"): Expression(_cast, _cast, _cast, scalar=_cast_is_scalar),
-    ("", "Relu"): Expression("{a} < 0.0 ? 0.0 : {a}", "{a} < 0 ? {U}({a} ^ {a}) : {U}({a})"),
+    ("", "Relu"): Expression("{a} < 0.0 ? 0.0 : {a}", "{a} < 0 ? ({T})0 : {a}"),
     ("", "LeakyRelu"): _real("{a} < 0.0 ? {alpha} * {a} : {a}", alpha=0.01),
     ("", "PRelu"): Expression("{a} < 0.0 ? {b} * {a} : {a}", "{a} < 0 ? {U}({a}) * {U}({b}) : {U}({a})"),
     ("", "ThresholdedRelu"): _real("{a} > {alpha} ? {a} : 0.0", alpha=1.0),

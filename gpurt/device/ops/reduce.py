@@ -78,36 +78,31 @@ def reduce(c: Lowering, x: Ref, y: Ref, axes: Sequence[int], kind: Reduction, ac
     """
     runs = collapse(x.shape, axes)
     total = math.prod(size for size, reduced in runs if reduced)
-    steps: list[tuple[int, int, int]] = []
+    steps: list[tuple[int, int, int, int]] = []  # outer, reduced, inner, parts
     while any(reduced for _, reduced in runs):
         at = max(i for i, (_, reduced) in enumerate(runs) if reduced)
         outer = math.prod(size for size, _ in runs[:at])
         inner = math.prod(size for size, _ in runs[at + 1 :])
-        steps.extend(_split(c, outer, runs[at][0], inner, y.size))
-        runs[at : at + 1] = []
+        parts = _parts(c, outer, runs[at][0], inner)
+        steps.append((outer, runs[at][0], inner, parts))
+        if parts > 1:
+            steps.append((outer, parts, inner, 1))
+        del runs[at]
     if not steps:  # nothing is reduced, but the map of the elements is still to be done
-        steps = [(1, 1, x.size)]
+        steps = [(1, 1, x.size, 1)]
     limits = _limits(x.dtype)
-    for i, (outer, r, inner) in enumerate(steps):
+    for i, (outer, r, inner, parts) in enumerate(steps):
         last = i + 1 == len(steps)
-        parts = 1 if last else steps[i + 1][0] * steps[i + 1][1] * steps[i + 1][2] // max(outer * inner, 1)
-        if last or not _same_axis(steps[i], steps[i + 1]):
-            parts = 1
         out = y if last else c.temp(acc, (outer * parts * inner,))
         now = kind if kind is LOG_SUM_EXP else kind.inner_step(first=i == 0, last=last)
         _step(c, x, out, (outer, r, inner), parts, now, acc, total, limits)
         x = out
 
 
-def _same_axis(step: tuple[int, int, int], following: tuple[int, int, int]) -> bool:
-    # A split axis appears twice: with its length, then with its number of parts, between the same outer and inner.
-    return step[0] == following[0] and step[2] == following[2] and step[1] > following[1]
-
-
-def _split(c: Lowering, outer: int, r: int, inner: int, outputs: int) -> list[tuple[int, int, int]]:
-    # outputs is no use for the cut itself, but an empty result needs none
-    if outputs == 0 or outer * r * inner < SPLIT:
-        return [(outer, r, inner)]
+def _parts(c: Lowering, outer: int, r: int, inner: int) -> int:
+    """Into how many parts the reduced axis is cut so that all cores have work."""
+    if outer * r * inner < SPLIT:
+        return 1
     if c.cpu_class:
         tasks = outer * -(-inner // 32)
         parts = min(-(-4 * c.info.compute_units // tasks), r // 64) if tasks < 2 * c.info.compute_units else 1
@@ -115,7 +110,10 @@ def _split(c: Lowering, outer: int, r: int, inner: int, outputs: int) -> list[tu
         parts = min(r // 4096, 256) if outer < 4 * c.info.compute_units else 1
     else:
         parts = min(r // 128, -(-16384 // (outer * inner))) if outer * inner < 8192 else 1
-    return [(outer, r, inner), (outer, parts, inner)] if parts > 1 else [(outer, r, inner)]
+    if parts <= 1:
+        return 1
+    length = -(-r // parts)
+    return -(-r // length)  # with the length rounded up, fewer may do
 
 
 def _step(
@@ -273,8 +271,8 @@ def lp_norm(p: int, acc: np.dtype) -> Reduction:
         return KINDS["ReduceL2"]
     number = f"{float(p)}" if acc == F64 else f"{float(p)}f"
     one = "1.0" if acc == F64 else "1.0f"
-    # A float literal as the exponent of a vector needs the vector's type, which a product with zero gives in both.
-    return replace(SUM, pre=f"pow({_ABS}, (v) * 0 + {number})", post=f"pow(s, (s) * 0 + {one} / {number})")
+    # pow of a vector wants a vector as exponent, which would differ between dialects; zero and infinity come out right.
+    return replace(SUM, pre=f"exp(log{_ABS} * {number})", post=f"exp(log(s) * ({one} / {number}))")
 
 
 __all__ = ["F32", "KINDS", "LOG_SUM_EXP", "Reduction", "arg_extreme", "lp_norm", "reduce", "reduce_accumulator"]

@@ -28,7 +28,7 @@ def wants_types(model: ir.Model) -> bool:
 
 
 def upgrade(model: ir.Model, names: Names) -> None:
-    """Bring every node of a model to its canonical form; ``node.version`` is the node's opset before and its form's after."""
+    """Bring every node of a model to its canonical form; ``node.version`` is its opset before and its form's after."""
     for graph in graphs(model.graph):
         for node in list(graph):
             upgrade_node(graph, node, names)

@@ -1,4 +1,4 @@
-"""The table of upgrade rules: for an operator and the newest opset that still has the old form, how to rewrite a node."""
+"""The table of upgrade rules: for an operator and the newest opset with the old form, how to rewrite a node."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def upgrade(
 ) -> Callable[[RuleFn], RuleFn]:
     """Register a rule for operators.
 
-    Rules of an operator run from the oldest form to the newest, each on what the one before left, until the node is gone or
-    is another operator.
+    Rules of an operator run from the oldest form to the newest, each on what the one before left, until the node is
+    gone or another operator.
 
     Args:
         op_types: operators concerned.

@@ -1,4 +1,4 @@
-"""Operators that ONNX had as experiments in its first opsets; exporters of those days (Caffe2, Core ML) wrote them into models."""
+"""Operators that ONNX had as experiments in its first opsets, as exporters of those days wrote them into models."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def image_scaler(at: Site) -> None:
 
 @upgrade("Crop", upto=10_000, legacy=True)
 def crop(at: Site) -> None:
-    """``Crop(x; border, scale) -> Slice``: the border is left, top, right and bottom; scale gives a size instead of an end."""
+    """``Crop(x; border, scale) -> Slice``: left, top, right and bottom are cut off, or scale gives the size."""
     left, top, right, bottom = at.attr("border", (0, 0, 0, 0))
     size = at.attr("scale")
     if size is not None and len(size) != 2:

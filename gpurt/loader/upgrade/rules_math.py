@@ -1,4 +1,4 @@
-"""Upgrades of arithmetic, comparison, activation and normalisation over values: broadcasting of old, Clip, Softmax, Cast."""
+"""Upgrades of arithmetic, comparison, activation and normalisation: broadcasting of old, Clip, Softmax, Cast."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def clip(at: Site) -> None:
 
 @upgrade("Softmax", "LogSoftmax", "Hardmax", upto=12, types=True)
 def softmax(at: Site) -> None:
-    """``Softmax-11(x; axis) -> Reshape(Softmax(Flatten(x)), Shape(x))``: everything from ``axis`` on was one dimension."""
+    """``Softmax-11(x; axis) -> Reshape(Softmax(Flatten(x)), Shape(x))``: all from ``axis`` on was one dimension."""
     x, axis = at.need(0), at.pop("axis", 1)
     rank = at.rank(x)
     at.set(axis=-1)
@@ -102,7 +102,7 @@ def softmax(at: Site) -> None:
 
 @upgrade("Dropout", upto=11, types=True)
 def dropout(at: Site) -> None:
-    """``Dropout(x; ratio) -> Dropout(x, ratio)``: nothing to drop when a model only runs; old masks were no booleans."""
+    """``Dropout(x; ratio) -> Dropout(x, ratio)``: nothing is dropped in inference; old masks were no booleans."""
     at.pop("is_test")
     x = at.need(0)
     at.set_inputs(x, at.const(at.pop("ratio", 0.5), "ratio", np.float32))

@@ -10,13 +10,13 @@ _ML = "ai.onnx.ml"
 
 @upgrade("LabelEncoder", upto=1, domain=_ML, types=True)
 def label_encoder(at: Site) -> None:
-    """``LabelEncoder-1(x; classes_strings) -> LabelEncoder(x; keys, values)``: from strings to positions or back, by input type."""
+    """``LabelEncoder-1(x; classes_strings) -> LabelEncoder(x; keys, values)``: strings to positions, or back."""
     classes = list(at.pop("classes_strings", ()))
     default_int, default_string = at.pop("default_int64", -1), at.pop("default_string", "_Unused")
     dtype = at.dtype(at.need(0))
     if dtype is None:
         at.refuse("whether it maps strings to integers or back depends on an input type that is not known")
-    elif dtype == object:
+    elif dtype.kind == "O":
         at.set(keys_strings=classes, values_int64s=list(range(len(classes))), default_int64=default_int)
     else:
         at.set(keys_int64s=list(range(len(classes))), values_strings=classes, default_string=default_string)

@@ -41,6 +41,6 @@ def scan(at: Site) -> None:
 
 
 def _element_of_batch(at: Site, value: ir.Value) -> ir.Value:
-    # A state of the body has the shape it has inside; a sequence gets its dimension of time back, whose size is unknown.
+    # A state has the shape it has in the body; a sequence gets its dimension of time back, whose size is unknown.
     shape = None if value.shape is None else ir.Shape([None, *value.shape])
     return ir.Value(name=at.names.value(f"{at.node.name}_{value.name}"), type=value.type, shape=shape)

@@ -8,8 +8,8 @@ from gpurt.errors import InvalidGraph
 from gpurt.loader.upgrade.registry import upgrade
 from gpurt.loader.upgrade.site import Site
 
-_REDUCTIONS = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
-               "ReduceSumSquare")  # fmt: skip
+_REDUCTIONS = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
+               "ReduceProd", "ReduceSumSquare")  # fmt: skip
 
 
 @upgrade("Squeeze", "Unsqueeze", "ReduceSum", upto=12)
@@ -119,4 +119,4 @@ def scatter(at: Site) -> None:
     at.rename("ScatterElements")
 
 
-# OneHot-9 said that negative indices give no one; ONNX Runtime has counted them from the end in every opset, and so do we.
+# OneHot-9 said that negative indices give no one; ONNX Runtime counts them from the end in every opset, and so do we.

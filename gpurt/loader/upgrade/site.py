@@ -1,4 +1,4 @@
-"""The place of one node that is being upgraded: reads the old form, inserts new nodes before it, edits or replaces it."""
+"""The place of one node that is upgraded: reads its old form, inserts new nodes before it, edits or replaces it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from gpurt import dtypes
+from gpurt import dtypes, errors
 from gpurt.errors import InvalidGraph
 from gpurt.loader.names import Names
 from gpurt.loader.opsets import since
@@ -151,7 +151,7 @@ class Site:
     def refuse(self, why: str) -> None:
         """Raise NotImplemented: the old form has no equal in the canonical opset."""
         origin = self.node.meta.get(ORIGIN) or self.node.op_type
-        raise NotImplementedError(
+        raise errors.NotImplemented(
             f"{origin} cannot be brought to the newest opset: {why}",
             node=self.node.name, op=self.node.op_type, remedy="Export the model with a newer opset",
         )  # fmt: skip

@@ -97,7 +97,9 @@ def attention(
     batch, heads, queries, size = query.shape
     groups, keys = key.shape[1], key.shape[2]
     if heads % groups:
-        raise InvalidArgument(f"{heads} query heads do not share {groups} key heads", remedy="One must divide the other")
+        raise InvalidArgument(
+            f"{heads} query heads do not share {groups} key heads", remedy="One must divide the other"
+        )
 
     def rounded(x: Array) -> Array:
         # Narrow types round after each step, as the standard's own definition of the operator does.

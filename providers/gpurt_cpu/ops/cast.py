@@ -1,4 +1,4 @@
-"""Conversion between element types, the narrow and the textual ones included, and the reading of bits as another type."""
+"""Conversion between element types, the narrow and the textual ones included, and reading bits as another type."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def cast_to(x: Array, dtype: np.dtype[Any], *, saturate: bool = True, round_mode
         return x
     if x.dtype == object:
         return _from_strings(x, dtype, saturate=saturate, round_mode=round_mode)
-    if dtype == object:
+    if dtype.kind == "O":
         return _to_strings(x)
     if x.dtype in SMALL_INTS:
         x = x.astype(np.int8)
@@ -50,18 +50,22 @@ def _to_small_int(x: Array, dtype: np.dtype[Any]) -> Array:
     return np.asarray(low).astype(dtype)
 
 
+def _greatest(dtype: np.dtype[Any]) -> float:
+    return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+
+
 def _to_float8(x: Array, dtype: np.dtype[Any], *, saturate: bool) -> Array:
     wide = x.astype(np.float32, copy=False)
     if not saturate:
         return wide.astype(dtype)
-    top = float(ml_dtypes.finfo(dtype).max)
+    top = _greatest(dtype)
     return np.clip(wide, -top, top).astype(dtype)
 
 
 def _to_small_float(x: Array, dtype: np.dtype[Any]) -> Array:
     """Types without infinity always saturate; NaN, which they lack too, is left to ml_dtypes."""
     wide = x.astype(np.float32, copy=False)
-    top = float(ml_dtypes.finfo(dtype).max)
+    top = _greatest(dtype)
     return np.clip(wide, -top, top).astype(dtype)
 
 
@@ -148,7 +152,7 @@ def bit_cast(x: Array, *, to: int) -> Array:
         raise InvalidArgument(
             f"cannot read the bits of {x.dtype.name} as {dtype.name}", remedy="Both types need the same number of bits"
         )
-    if _bits(dtype) < 8 and is_floating(x.dtype) != is_floating(dtype) or x.dtype in SMALL_INTS:
+    if (_bits(dtype) < 8 and is_floating(x.dtype) != is_floating(dtype)) or x.dtype in SMALL_INTS:
         return _small_bit_cast(x, dtype)
     return np.ascontiguousarray(x).view(dtype).reshape(x.shape)
 

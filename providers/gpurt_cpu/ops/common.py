@@ -42,9 +42,12 @@ def dtype_of(code: int) -> np.dtype[Any]:
     if code in _FLOAT6:
         return _FLOAT6[code]
     try:
-        return from_onnx(code)
+        dtype: np.dtype[Any] = from_onnx(code)
     except KeyError:
-        raise InvalidArgument(f"there is no ONNX data type {code}", remedy="Use a code of TensorProto.DataType") from None
+        raise InvalidArgument(
+            f"there is no ONNX data type {code}", remedy="Use a code of TensorProto.DataType"
+        ) from None
+    return dtype
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
@@ -143,9 +146,7 @@ def window_pads(
             out.append((low, total - low))
         return out
     if auto_pad != "NOTSET":
-        raise InvalidArgument(
-            f"auto_pad is {auto_pad!r}", remedy="Use 'NOTSET', 'SAME_UPPER', 'SAME_LOWER' or 'VALID'"
-        )
+        raise InvalidArgument(f"auto_pad is {auto_pad!r}", remedy="Use 'NOTSET', 'SAME_UPPER', 'SAME_LOWER' or 'VALID'")
     if pads is None:
         return [(0, 0)] * n
     if len(pads) != 2 * n:

@@ -29,11 +29,9 @@ _COLUMN_BYTES = 8 << 20  # columns are built in pieces of about this size
 
 
 def windows(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Array:
-    """View of a padded (N, C, spatial) array as (N, C, kernel, out): element [.., k, o] is x[.., o*stride + k*dilation]."""
+    """View of a padded (N, C, spatial) array as (N, C, kernel, out); [.., k, o] is x[.., o*stride + k*dilation]."""
     n = len(kernel)
-    out = tuple(
-        max((x.shape[2 + i] - (kernel[i] - 1) * dilations[i] - 1) // strides[i] + 1, 0) for i in range(n)
-    )
+    out = tuple(max((x.shape[2 + i] - (kernel[i] - 1) * dilations[i] - 1) // strides[i] + 1, 0) for i in range(n))
     step = x.strides[2:]
     taps = tuple(s * d for s, d in zip(step, dilations, strict=True))
     moves = tuple(s * d for s, d in zip(step, strides, strict=True))
@@ -65,7 +63,7 @@ def convolve(
     if math.prod(kernel) == 1:
         columns = view.reshape(n, group, channels // group, -1)
         y = np.matmul(weights[0], columns[:, 0]) if group == 1 else np.matmul(weights, columns)
-        return y.reshape(n, filters, *out)
+        return np.asarray(y).reshape(n, filters, *out)
     y = np.empty((n, group, filters // group, math.prod(out)), x.dtype)
     # Pieces of whole rows of the output: as many as fit the budget, for one image at a time.
     rest = math.prod(out[1:])

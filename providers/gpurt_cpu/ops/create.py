@@ -53,7 +53,8 @@ def constant_of_shape(shape: Array, *, value: Array | None = None) -> Array:
 def eye_like(x: Array, *, dtype: int | None = None, k: int = 0) -> Array:
     if x.ndim != 2:
         raise InvalidArgument(f"EyeLike got an input of rank {x.ndim}", remedy="Give it a matrix")
-    return np.eye(*x.shape, k=k, dtype=np.int8).astype(x.dtype if dtype is None else dtype_of(dtype))
+    eye: Array = np.eye(x.shape[0], x.shape[1], k=k, dtype=np.int8)
+    return eye.astype(x.dtype if dtype is None else dtype_of(dtype))
 
 
 @op("Shape")

@@ -190,7 +190,7 @@ def erf(x: Array) -> Any:
     """Error function of a float32 or float64 array, in the array's own precision."""
     if x.dtype == F32:
         return erf32(x)
-    return _erf_fn(x).astype(x.dtype)
+    return np.asarray(_erf_fn(x)).astype(x.dtype)
 
 
 _erf_fn = np.frompyfunc(math.erf, 1, 1)

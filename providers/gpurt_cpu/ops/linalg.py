@@ -96,9 +96,7 @@ def _lone(v: Array | None) -> Array | None:
 
 
 @op("MatMulInteger")
-def matmul_integer(
-    a: Array, b: Array, a_zero_point: Array | None = None, b_zero_point: Array | None = None
-) -> Array:
+def matmul_integer(a: Array, b: Array, a_zero_point: Array | None = None, b_zero_point: Array | None = None) -> Array:
     dtype = exact_type(a.shape[-1])
     y = np.matmul(centred(a, _row(a_zero_point), dtype), centred(b, _lone(b_zero_point), dtype))
     return np.asarray(y).astype(np.int32)
@@ -119,7 +117,9 @@ def qlinear_matmul(
     dtype = exact_type(a.shape[-1]) if integral else np.float32
     product = np.matmul(centred(a, _row(a_zero_point), dtype), centred(b, _lone(b_zero_point), dtype))
     sa, sb, sy = _row(a_scale), _lone(b_scale), _row(y_scale)
-    assert sa is not None and sb is not None and sy is not None
+    assert sa is not None
+    assert sb is not None
+    assert sy is not None
     factor = widen(sa) * widen(sb) / widen(sy)
     zero = _row(y_zero_point)
     assert zero is not None

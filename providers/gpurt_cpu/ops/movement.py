@@ -64,7 +64,9 @@ def unsqueeze(x: Array, axes: Array) -> Array:
 
 @op("Transpose")
 def transpose(x: Array, *, perm: tuple[int, ...] | None = None) -> Array:
-    return np.ascontiguousarray(x.transpose(perm or None)).reshape([x.shape[p] for p in perm] if perm else x.shape[::-1])
+    return np.ascontiguousarray(x.transpose(perm or None)).reshape(
+        [x.shape[p] for p in perm] if perm else x.shape[::-1]
+    )
 
 
 @op("Concat")
@@ -107,9 +109,7 @@ def split(
 
 
 @op("Slice")
-def slice_op(
-    x: Array, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None
-) -> Array:
+def slice_op(x: Array, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None) -> Array:
     index = [slice(None)] * x.ndim
     which = range(starts.size) if axes is None else ints(axes)
     strides = (1,) * starts.size if steps is None else ints(steps)

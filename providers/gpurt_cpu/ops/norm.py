@@ -109,9 +109,7 @@ def skip_layer_normalization(
 
 @op("RMSNormalization")
 @op("SimplifiedLayerNormalization")
-def rms_normalization(
-    x: Array, scale: Array, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
-) -> Any:
+def rms_normalization(x: Array, scale: Array, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1) -> Any:
     axes = tuple(range(axis_in(axis, x.ndim), x.ndim))
     wide = _stashed(x, stash_type)
     mean_square = np.square(wide).mean(axis=axes, keepdims=True)
@@ -196,7 +194,7 @@ def dropout(
     if not scalar(training_mode, default=False) or rate == 0:
         return (x, np.ones(x.shape, bool)) if any(outputs[1:]) else x
     # The legacy generator: ONNX's test cases were made with it, and reproducing them costs nothing.
-    mask = np.random.RandomState(seed).uniform(0, 1, x.shape) >= rate  # noqa: NPY002
+    mask = np.random.RandomState(seed).uniform(0, 1, x.shape) >= rate
     wide = widen(x)
     y = (np.where(mask, wide, 0) / wide.dtype.type(1 - rate)).astype(x.dtype)
     return (y, mask) if any(outputs[1:]) else y

@@ -206,9 +206,7 @@ def max_unpool(
 ) -> Array:
     n = len(kernel_shape)
     moves = ones_like_kernel(strides, n)
-    where = window_pads(
-        x.shape[2:], kernel_shape, auto_pad="NOTSET", pads=pads, strides=moves, dilations=(1,) * n
-    )
+    where = window_pads(x.shape[2:], kernel_shape, auto_pad="NOTSET", pads=pads, strides=moves, dilations=(1,) * n)
     natural = [(x.shape[2 + i] - 1) * moves[i] + kernel_shape[i] - sum(where[i]) for i in range(n)]
     shape = (*x.shape[:2], *natural)
     y = np.zeros(shape, x.dtype)

@@ -93,7 +93,7 @@ def dequantize_linear(
 ) -> Array:
     dtype = dtype_of(output_dtype) if output_dtype else x_scale.dtype
     wide = np.float64 if x.dtype == np.int32 else np.float32
-    y = x.astype(wide)
+    y: Array = x.astype(wide)
     if x_zero_point is not None and np.any(x_zero_point.astype(np.float32) != 0):
         y -= _spread(x_zero_point, x, axis, block_size).astype(wide)
     y = y * _spread(x_scale, x, axis, block_size).astype(np.float32)

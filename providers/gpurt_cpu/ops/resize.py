@@ -171,12 +171,14 @@ def resize(
     y = wide if x.dtype == wide.dtype else _as_integers(wide, x.dtype)
     for axis, refused in outside:
         if refused.any():
-            y = np.where(refused.reshape([-1 if i == axis else 1 for i in range(y.ndim)]), y.dtype.type(rule.extrapolation), y)
+            y = np.where(
+                refused.reshape([-1 if i == axis else 1 for i in range(y.ndim)]), y.dtype.type(rule.extrapolation), y
+            )
     return y.copy() if y is x else y
 
 
 def _as_integers(x: Array, dtype: np.dtype[Any]) -> Array:
-    if dtype == bool or is_floating(dtype):
+    if dtype.kind == "b" or is_floating(dtype):
         return x.astype(dtype)
     info = np.iinfo(dtype)
     return np.clip(x, info.min, info.max).astype(dtype)

@@ -55,7 +55,9 @@ def _activations(
 class _Layer:
     """What the three layers share: directions, layout, sequence lengths, clipping and the walk over the steps."""
 
-    def __init__(self, x: Array, w: Array, r: Array, b: Array | None, lens: Array | None, gates: int, **given: Any):
+    def __init__(
+        self, x: Array, w: Array, r: Array, b: Array | None, lens: Array | None, gates: int, **given: Any
+    ) -> None:
         self.layout = given["layout"]
         self.x = np.swapaxes(x, 0, 1) if self.layout else x
         self.w, self.r, self.gates = w, r, gates
@@ -143,9 +145,10 @@ def rnn(
     layout: int = 0,
 ) -> tuple[Array, ...]:
     if direction != "bidirectional":
-        activations = activations[:1]  # the schema's default names two, for whichever direction
+        activations = activations[:1]  # the schema's default names two
     layer = _Layer(x, w, r, b, sequence_lens, 1, activation_alpha=activation_alpha, activation_beta=activation_beta,
-                   activations=activations, defaults=("Tanh",), clip=clip, direction=direction, layout=layout)  # fmt: skip
+                   activations=activations, defaults=("Tanh",), clip=clip, direction=direction,
+                   layout=layout)  # fmt: skip
     weights = np.ascontiguousarray(np.swapaxes(r, 1, 2))
     bias = layer.bias[:, layer.hidden :]
 

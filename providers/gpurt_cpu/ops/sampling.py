@@ -181,8 +181,6 @@ def max_roi_pool(x: Array, rois: Array, *, pooled_shape: tuple[int, ...], spatia
 def _roi_bins(start: int, end: int, bins: int, length: int) -> list[slice]:
     size = max(end - start + 1, 1) / bins
     return [
-        slice(
-            min(max(math.floor(k * size) + start, 0), length), min(max(math.ceil((k + 1) * size) + start, 0), length)
-        )
+        slice(min(max(math.floor(k * size) + start, 0), length), min(max(math.ceil((k + 1) * size) + start, 0), length))
         for k in range(bins)
     ]

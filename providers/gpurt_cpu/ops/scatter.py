@@ -62,7 +62,7 @@ def _write(out: Array, place: tuple[Array, ...], updates: Array, reduction: str)
         raise InvalidArgument(f"reduction is {reduction!r}", remedy="Use 'none', 'add', 'mul', 'max' or 'min'")
     dtype = out.dtype
     wide = widen(out)
-    if dtype == bool:
+    if dtype.kind == "b":
         ufuncs = {"add": np.logical_or, "mul": np.logical_and, "max": np.logical_or, "min": np.logical_and}
     ufuncs[reduction].at(wide, place, widen(updates))
     return wide.astype(dtype, copy=False) if dtype in NARROW else wide
@@ -70,9 +70,7 @@ def _write(out: Array, place: tuple[Array, ...], updates: Array, reduction: str)
 
 @op("ScatterElements")
 @op("Scatter")
-def scatter_elements(
-    x: Array, indices: Array, updates: Array, *, axis: int = 0, reduction: str = "none"
-) -> Array:
+def scatter_elements(x: Array, indices: Array, updates: Array, *, axis: int = 0, reduction: str = "none") -> Array:
     place = _along(x.shape, indices, axis_in(axis, x.ndim))
     return _write(x.copy(), place, updates, reduction)
 

@@ -13,7 +13,7 @@ from gpurt_cpu.ops.table import Array, op
 
 @op("TopK")
 @lifted
-def topk(x: Array, k: Array, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[Array, Array]:  # noqa: A002
+def topk(x: Array, k: Array, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[Array, Array]:  # noqa: A002, ARG001
     axis = axis_in(axis, x.ndim)
     count = int(scalar(k))
     length = x.shape[axis]
@@ -68,7 +68,7 @@ def unique(x: Array, *, axis: int | None = None, sorted: int = 1) -> tuple[Array
         x = x.reshape(-1)
     if x.dtype == object and where is not None:
         return _unique_texts(x, where, bool(sorted))
-    y, first, inverse, counts = np.unique(x, True, True, True, axis=where, equal_nan=False)  # noqa: FBT003
+    y, first, inverse, counts = np.unique(x, True, True, True, axis=where, equal_nan=False)
     inverse = inverse.reshape(-1)
     if not sorted:
         order = np.argsort(first, kind="stable")

@@ -1,0 +1,458 @@
+"""Kernels for groups of elementwise nodes: broadcasting is resolved to strides, the nodes become the body of one loop.
+
+The text depends on operators, dtypes and the pattern of broadcasting, never on sizes: those are arguments, and so are
+attributes and operands that are one known number.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+import gpurt_kernels
+from gpurt.device.lowering import Lowering, Ref
+from gpurt.device.ops.expressions import BOOL, EXPRESSIONS, F16, F64, Expression, Site, register
+from gpurt.dtypes import kernel_name
+from gpurt.graph.view import NodeView
+from gpurt.provider import Refused
+
+MOST_OPERANDS: Final = 48
+_BLOCK: Final = 256
+_PER_ITEM: Final = 4
+_LEAST_CHUNK: Final = 1024
+_MOST_CHUNK: Final = 16384
+
+
+def expression(node: NodeView) -> Expression | None:
+    """The expression of an elementwise node, None for any other node."""
+    return EXPRESSIONS.get((node.domain, node.op_type))
+
+
+def eight_wide(node: NodeView, dtypes: Sequence[np.dtype | None], dtype: np.dtype) -> bool:
+    """Whether a node can be computed eight elements at a time."""
+    row = EXPRESSIONS[node.domain, node.op_type]
+    return row.scalar is None or not row.scalar(node, dtypes, dtype)
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """A node of a group.
+
+    Attributes:
+        operands: for each input the tensor (a Ref) or the step that it comes from; None where it is left out.
+        dtype: of the result.
+        shape: of the result.
+    """
+
+    node: NodeView
+    operands: Sequence[Ref | Step | None]
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def dtypes(self) -> list[np.dtype | None]:
+        """Dtypes of the operands."""
+        return [None if x is None else x.dtype for x in self.operands]
+
+    @property
+    def size(self) -> int:
+        """Number of elements of the result."""
+        return math.prod(self.shape)
+
+
+def emit(c: Lowering, root: Step, out: Ref) -> None:
+    """Emit the launches that compute a step, and the steps it is made of, into a tensor."""
+    if out.size == 0:
+        return
+    _Kernel(c, _with_stored_parts(c, root), out).launch()
+
+
+def _with_stored_parts(c: Lowering, root: Step) -> Step:
+    """The root with those inner steps computed into workspaces that broadcasting would have computed many times over."""
+    done: dict[int, tuple[Step | Ref, bool]] = {}
+
+    def visit(step: Step) -> tuple[Step | Ref, bool]:
+        if id(step) in done:
+            return done[id(step)]
+        costly = EXPRESSIONS[step.node.domain, step.node.op_type].costly
+        operands: list[Ref | Step | None] = []
+        for x in step.operands:
+            if isinstance(x, Step):
+                part, part_costly = visit(x)
+                operands.append(part)
+                costly = costly or part_costly
+            else:
+                operands.append(x)
+        result: Step | Ref = Step(step.node, operands, step.dtype, step.shape)
+        if costly and step is not root and step.size * 4 <= root.size:
+            stored = c.temp(step.dtype, step.shape)
+            _Kernel(c, result, stored).launch()
+            result, costly = stored, False
+        done[id(step)] = result, costly
+        return done[id(step)]
+
+    result, _ = visit(root)
+    assert isinstance(result, Step)
+    return result
+
+
+@dataclass(slots=True, eq=False)
+class _Leaf:
+    """A tensor that a kernel reads, or a number that it is given."""
+
+    name: str
+    ref: Ref
+    value: np.generic | None = None  # a known number: no memory is read
+    strides: tuple[int, ...] = ()  # in elements, one for each of the kernel's dimensions
+
+    @property
+    def single(self) -> bool:
+        """Whether all elements of the result see the same one."""
+        return self.ref.size == 1
+
+
+def collapse(shape: Sequence[int], operands: Sequence[Sequence[int]]) -> tuple[list[int], list[tuple[int, ...]]]:
+    """The fewest dimensions that walk a shape along dense operands broadcast to it, and each operand's strides.
+
+    Dimensions of size 1 vanish, and neighbours merge where every operand walks them as one.
+    """
+    strides = []
+    for dims in operands:
+        padded = (1,) * (len(shape) - len(dims)) + tuple(dims)
+        steps, step = [0] * len(shape), 1
+        for i in reversed(range(len(shape))):
+            steps[i] = step if padded[i] != 1 else 0
+            step *= padded[i]
+        strides.append(steps)
+    kept: list[int] = []
+    walks: list[list[int]] = [[] for _ in operands]
+    for i, dim in enumerate(shape):
+        if dim == 1:
+            continue
+        if kept and all(w[-1] == s[i] * dim for w, s in zip(walks, strides, strict=True)):
+            kept[-1] *= dim
+            for w, s in zip(walks, strides, strict=True):
+                w[-1] = s[i]
+        else:
+            kept.append(dim)
+            for w, s in zip(walks, strides, strict=True):
+                w.append(s[i])
+    if not kept:
+        return [1], [(0,) for _ in operands]
+    return kept, [tuple(w) for w in walks]
+
+
+@dataclass(slots=True)
+class _Params:
+    """A kernel's parameters and the arguments for them."""
+
+    text: list[str] = field(default_factory=list)
+    args: list[Ref | np.generic] = field(default_factory=list)
+
+    def add(self, declaration: str, arg: Ref | np.generic) -> None:
+        self.text.append(declaration)
+        self.args.append(arg)
+
+
+class _Kernel:
+    """One kernel while it is written."""
+
+    def __init__(self, c: Lowering, root: Step | Ref, out: Ref) -> None:
+        assert isinstance(root, Step)
+        self._c = c
+        self._out = out
+        self._steps: list[Step] = []
+        self._leaves: dict[int, _Leaf] = {}
+        self._attrs: dict[str, np.generic] = {}
+        self._collect(root)
+        wide = c.cpu_class and c.info.dialect == "opencl"
+        self._vector = wide and all(eight_wide(s.node, s.dtypes, s.dtype) for s in self._steps)
+        self._body = self._write()
+        if len(self._leaves) > MOST_OPERANDS:
+            raise Refused(f"{c.node.op} over {len(self._leaves)} tensors; a kernel takes {MOST_OPERANDS}")
+        tensors = [leaf for leaf in self._leaves.values() if not leaf.single]
+        self._dims, strides = collapse(out.shape, [leaf.ref.shape for leaf in tensors])
+        for leaf, walk in zip(tensors, strides, strict=True):
+            leaf.strides = walk
+
+    def _collect(self, step: Step) -> None:
+        if step in self._steps:
+            return
+        for x in step.operands:
+            if isinstance(x, Step):
+                self._collect(x)
+        self._steps.append(step)
+
+    def _write(self) -> list[str]:
+        """Statements for all steps; finds out which tensors and attributes they read."""
+        names: dict[int, str] = {}
+        seen: dict[tuple[object, ...], Ref] = {}
+        lines = []
+        for k, step in enumerate(self._steps):
+            refs: list[Ref | None] = []
+            args: list[str | None] = []
+            for x in step.operands:
+                if isinstance(x, Ref):
+                    # The same tensor may come as several Ref objects.
+                    x = seen.setdefault((id(x.operand), x.offset, x.dtype, x.shape), x)
+                refs.append(x if isinstance(x, Ref) else None)
+                args.append(None if x is None else names.get(id(x)) or f"x{len(names)}")
+                if isinstance(x, Ref):
+                    names.setdefault(id(x), args[-1] or "")
+            row = EXPRESSIONS[step.node.domain, step.node.op_type]
+            site = Site(
+                step.node, args, step.dtypes, step.dtype, self._vector,
+                [None if r is None else r.spec.const for r in refs], self._attributes(k, step, row),
+            )  # fmt: skip
+            text = row.write(site)
+            for position in sorted(site.used):
+                ref = refs[position]
+                if ref is not None:
+                    self._leaves.setdefault(id(ref), _leaf(args[position] or "", ref))
+            names[id(step)] = f"t{k}"
+            lines.append(f"const {register(step.dtype, self._vector)} t{k} = {self._as_result(text, step.dtype)};")
+        return lines
+
+    def _attributes(self, k: int, step: Step, row: Expression) -> dict[str, str]:
+        names = {}
+        for name, default in row.params:
+            wide = step.dtypes[0] == F64 or (step.dtypes[0] is not None and step.dtypes[0].kind != "f")
+            names[name] = f"{name}_{k}"
+            self._attrs[names[name]] = (np.float64 if wide else np.float32)(step.node.attr(name, default))
+        return names
+
+    def _as_result(self, text: str, dtype: np.dtype) -> str:
+        kind = register(dtype, self._vector)
+        if not self._vector:
+            return f"({kind})({text})"
+        return f"as_{kind}({text})" if dtype.kind in "iu" else text
+
+    def launch(self) -> None:
+        """Emit the launch."""
+        c, out = self._c, self._out
+        params = _Params()
+        opens, fixed = [], []
+        for leaf in self._leaves.values():
+            stored = kernel_name(leaf.ref.dtype)
+            if leaf.value is not None:
+                params.add(f"const {register(leaf.ref.dtype, False)} {leaf.name}_one", leaf.value)
+                fixed.append(self._splat(leaf, f"{leaf.name}_one"))
+                continue
+            # Not restrict: the plan may let the result take the memory of an operand that is walked alike.
+            params.add(f"TENSOR(const {stored}, p{leaf.name})", leaf.ref)
+            opens.append(f"OPEN(const {stored}, p{leaf.name});")
+            if leaf.single:
+                fixed.append(self._splat(leaf, _scalar_load(leaf, "0")))
+        for name, value in self._attrs.items():
+            params.add(f"const {'double' if value.dtype == F64 else 'float'} {name}", value)
+        params.add(f"TENSOR({kernel_name(out.dtype)}, y)", out)
+        opens.append(f"OPEN({kernel_name(out.dtype)}, y);")
+        writer = self._rows if len(self._dims) > 1 else self._flat
+        if not c.cpu_class:
+            writer = self._items
+        lines, grid, block = writer(params)
+        entry = "ew_" + "_".join(s.node.op_type.lower() for s in self._steps)[:56].rstrip("_")
+        kernel = "\n".join(
+            [f"KFN({block}, 1, 1) {entry}({', '.join(params.text)}) {{", *opens, *fixed, *lines, "}", ""]
+        )
+        c.launch(self._helpers(kernel) + kernel, entry, params.args, [grid], [block])
+
+    def _splat(self, leaf: _Leaf, text: str) -> str:
+        """Declaration of a variable that holds one number, in every lane."""
+        kind = register(leaf.ref.dtype, self._vector)
+        if self._vector and leaf.ref.dtype == BOOL:
+            text = f"-({text})"
+        return f"const {kind} {leaf.name} = ({kind})({text});"
+
+    def _load(self, leaf: _Leaf, at: str) -> str:
+        """Declaration of a variable with the element, or the `count` elements, at an index."""
+        kind = register(leaf.ref.dtype, self._vector)
+        if not self._vector:
+            return f"const {kind} {leaf.name} = {_scalar_load(leaf, at)};"
+        pointer, dtype = f"p{leaf.name} + {at}", leaf.ref.dtype
+        if dtype == F16:
+            text = f"half_to_float8(load_u16((const GLOBAL u16 *)({pointer}), count))"
+        elif dtype == BOOL:
+            text = f"convert_int8(load_u8({pointer}, count)) != 0"
+        else:
+            text = f"load_{kernel_name(dtype)}({pointer}, count)"
+        return f"const {kind} {leaf.name} = {text};"
+
+    def _store(self, at: str) -> str:
+        value, dtype = f"t{len(self._steps) - 1}", self._out.dtype
+        if not self._vector:
+            if dtype == F16:
+                return f"ST_HALF(y, {at}, {value});"
+            return f"y[{at}] = {f'(u8)({value})' if dtype == BOOL else value};"
+        if dtype == F16:
+            return f"store_u16((GLOBAL u16 *)(y + {at}), half_from_float8({value}), count);"
+        if dtype == BOOL:
+            value = f"convert_uchar8(-({value}))"
+        return f"store_{kernel_name(dtype)}(y + {at}, {value}, count);"
+
+    def _inner(self, loads: Sequence[str], at: str) -> list[str]:
+        """The loop over i from `begin` to `end`."""
+        step = 8 if self._vector else 1
+        count = ["const i32 count = end - i < 8 ? (i32)(end - i) : 8;"] if self._vector else []
+        return [f"for (i64 i = begin; i < end; i += {step}) {{", *count, *loads, *self._body, self._store(at), "}"]
+
+    def _chunk(self, n: int) -> int:
+        """Elements for one work-item of the CPU class: enough items for all cores, none of them tiny."""
+        share = -(-n // (4 * max(self._c.info.compute_units, 1)))
+        return min(max(-(-share // 64) * 64, _LEAST_CHUNK), _MOST_CHUNK)
+
+    def _flat(self, params: _Params) -> tuple[list[str], int, int]:
+        """CPU class, everything dense: one loop."""
+        (n,) = self._dims
+        chunk = self._chunk(n)
+        params.add("const i64 n", np.int64(n))
+        params.add("const i64 chunk", np.int64(chunk))
+        loads = [self._load(leaf, "i") for leaf in self._leaves.values() if not leaf.single]
+        lines = [
+            "const i64 begin = INDEX(0) * chunk;",
+            "const i64 end = begin + chunk < n ? begin + chunk : n;",
+            *self._inner(loads, "i"),
+        ]
+        return lines, -(-n // chunk), 1
+
+    def _rows(self, params: _Params) -> tuple[list[str], int, int]:
+        """CPU class, broadcast: an item walks some rows, or a part of one; coordinates are counted up row by row."""
+        *outer, inner = self._dims
+        rows = math.prod(outer)
+        chunk = self._chunk(rows * inner)
+        part = min(chunk, -(-inner // 8) * 8)
+        per_item = max(chunk // inner, 1) if part >= inner else 1
+        for name, value in (("rows", rows), ("inner", inner), ("part", part), ("per_item", per_item)):
+            params.add(f"const i64 {name}", np.int64(value))
+        walked = [leaf for leaf in self._leaves.values() if not leaf.single]
+        top = len(outer) - 1
+        for d in range(1, len(outer)):
+            params.add(f"const i64 n{d}", np.int64(outer[d]))
+        for leaf in walked:
+            for d in range(len(outer)):
+                params.add(f"const i64 {leaf.name}_s{d}", np.int64(leaf.strides[d]))
+        lines = [
+            "const i64 parts = CEIL_DIV(inner, part);",
+            "i64 row = INDEX(0) / parts * per_item;",
+            "const i64 begin = INDEX(0) % parts * part;",
+            "const i64 end = begin + part < inner ? begin + part : inner;",
+            "const i64 last = row + per_item < rows ? row + per_item : rows;",
+            "y += row * inner;",
+            "i64 rest = row;",
+        ]
+        for d in range(top, 0, -1):
+            lines += [f"i64 c{d} = rest % n{d};", f"rest /= n{d};"]
+        for leaf in walked:
+            terms = [f"rest * {leaf.name}_s0", *(f"c{d} * {leaf.name}_s{d}" for d in range(1, len(outer)))]
+            lines.append(f"p{leaf.name} += {' + '.join(terms)};")
+        lines.append("for (; row < last; row++) {")
+        loads = []
+        for leaf in walked:
+            if leaf.strides[-1] == 0:
+                lines.append(self._splat(leaf, _scalar_load(leaf, "0")))
+            else:
+                loads.append(self._load(leaf, "i"))
+        lines += [*self._inner(loads, "i"), "y += inner;"]
+        lines += [f"p{leaf.name} += {leaf.name}_s{top};" for leaf in walked]
+        for d in range(top, 0, -1):
+            # The dimension is through: back to its begin, one on in the dimension above.
+            lines.append(f"if (++c{d} == n{d}) {{ c{d} = 0;")
+            lines += [f"p{x.name} += {x.name}_s{d - 1} - n{d} * {x.name}_s{d};" for x in walked]
+        lines += ["}" * top, "}"]
+        parts = -(-inner // part)
+        return lines, parts * -(-rows // per_item), 1
+
+    def _items(self, params: _Params) -> tuple[list[str], int, int]:
+        """GPU class: an item computes a few elements that lie a group's width apart, so that accesses coalesce."""
+        n = math.prod(self._dims)
+        block = min(_BLOCK, self._c.info.max_group)
+        wide = n >= 2**31 - _PER_ITEM * block
+        index, scalar = ("i64", np.int64) if wide else ("u32", np.uint32)
+        params.add(f"const {index} n", scalar(n))
+        walked = [leaf for leaf in self._leaves.values() if not leaf.single]
+        loads = []
+        if len(self._dims) > 1:
+            top = len(self._dims) - 1
+            for d in range(1, top + 1):
+                params.add(f"const {index} n{d}", scalar(self._dims[d]))
+            loads.append(f"{index} rest = i;")
+            for d in range(top, 0, -1):
+                loads += [f"const {index} c{d} = rest % n{d};", f"rest /= n{d};"]
+            for leaf in walked:
+                terms = []
+                for d in range(top + 1):
+                    if leaf.strides[d] == 0:
+                        continue
+                    coordinate = f"c{d}" if d else "rest"
+                    if leaf.strides[d] != 1:
+                        params.add(f"const {index} {leaf.name}_s{d}", scalar(leaf.strides[d]))
+                        coordinate += f" * {leaf.name}_s{d}"
+                    terms.append(coordinate)
+                dense = leaf.ref.size == n
+                loads.append(self._load(leaf, "i" if dense else f"({' + '.join(terms)})"))
+        else:
+            loads = [self._load(leaf, "i") for leaf in walked]
+        first = f"({index})GROUP(0) * {_PER_ITEM * block} + ({index})ITEM(0)"
+        lines = [
+            f"for (i32 k = 0; k < {_PER_ITEM}; k++) {{",
+            f"const {index} i = {first} + k * {block};",
+            "if (i < n) {",
+            *loads,
+            *self._body,
+            self._store("i"),
+            "} }",
+        ]
+        return lines, -(-n // (_PER_ITEM * block)), block
+
+    def _helpers(self, kernel: str) -> str:
+        """The helper functions that a kernel calls, for the types it calls them for."""
+        text = []
+        for dtype in sorted(set(re.findall(r"\b(?:load|store)_([iu]\d+|float|double)\(", kernel))):
+            wide = register(_DTYPES[dtype], True)
+            text.append(f"VECTOR_ACCESS({dtype}, {wide})\n")
+        if text:
+            text.insert(0, gpurt_kernels.text("vector.h"))
+        whole = sorted(set(re.findall(r"\b([iu]\d+)_(?:div|mod|fmod|pow|shl|shr)\(", kernel)))
+        if whole or "to_odd(" in kernel:
+            text.append(gpurt_kernels.text("integer.h"))
+        for name in whole:
+            bits = int(name[1:])
+            text.append(f"INTEGER_FUNCTIONS({name}, u{max(bits, 32)}, {bits}, {int(name[0] == 'i')})\n")
+        for name in sorted(set(re.findall(r"\b(f(?:32|64)(?:x8)?_)", kernel))):
+            macros = {"F": _REALS[name], "N(x)": f"{name}##x", "L(c)": "c##f" if name.startswith("f32") else "c"}
+            if name == "f32_":
+                macros |= {"GP_SINGLE": "1", "FI": "i32", "AS_FI(x)": "AS_I32(x)", "AS_F(x)": "AS_F32(x)"}
+            elif name == "f32x8_":
+                macros |= {"GP_SINGLE": "1", "FI": "int8", "AS_FI(x)": "as_int8(x)", "AS_F(x)": "as_float8(x)"}
+            text += [f"#define {key} {value}\n" for key, value in macros.items()]
+            text.append(gpurt_kernels.text("math.h"))
+            text += [f"#undef {key.split('(')[0]}\n" for key in macros]
+        return "".join(text)
+
+
+_REALS: Final = {"f32_": "float", "f32x8_": "float8", "f64_": "double", "f64x8_": "double8"}
+_DTYPES: Final = {
+    kernel_name(np.dtype(t)): np.dtype(t)
+    for t in ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", np.float32, np.float64)
+}
+
+
+def _leaf(name: str, ref: Ref) -> _Leaf:
+    const = ref.spec.const
+    if ref.size != 1 or const is None or const.size != 1:
+        return _Leaf(name, ref)
+    value = const.reshape(())[()]
+    held = np.float32 if ref.dtype == F16 else np.int32 if ref.dtype == BOOL else ref.dtype.type
+    return _Leaf(name, ref, held(value))
+
+
+def _scalar_load(leaf: _Leaf, at: str) -> str:
+    if leaf.ref.dtype == F16:
+        return f"LD_HALF(p{leaf.name}, {at})"
+    return f"(p{leaf.name}[{at}] != 0)" if leaf.ref.dtype == BOOL else f"p{leaf.name}[{at}]"
+

@@ -1,0 +1,344 @@
+"""The matrix product that MatMul, Gemm, Conv, ConvTranspose and the recurrent layers share: y = alpha A B + beta C."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+import gpurt_kernels
+from gpurt.device.lowering import Lowering, Ref
+from gpurt.provider import Refused
+
+FLOAT32: Final = np.dtype(np.float32)
+FLOAT16: Final = np.dtype(np.float16)
+I32_MAX: Final = 2**31 - 1
+MAX_LAUNCHES: Final = 1024  # of one product whose batch dimensions are too irregular for one launch
+_LEVELS: Final = 3  # batch levels that a kernel resolves itself
+_MAX_Z: Final = 65535
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mat:
+    """A matrix, or a batch of them, in a tensor's memory; all strides are in elements.
+
+    Attributes:
+        ref: the tensor, from the first matrix's first element on.
+        row: stride between rows.
+        col: stride between columns.
+        batch: stride for each batch dimension of the product; empty means 0 everywhere.
+    """
+
+    ref: Ref
+    row: int
+    col: int
+    batch: tuple[int, ...] = ()
+
+    @property
+    def t(self) -> Mat:
+        """The transposed matrix."""
+        return Mat(self.ref, self.col, self.row, self.batch)
+
+    def shifted(self, offset: int, batch: tuple[int, ...]) -> Mat:
+        """The same matrix further on in memory, with other batch strides."""
+        return Mat(self.ref.at(offset, self.ref.shape) if offset else self.ref, self.row, self.col, batch)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Panels:
+    """B in the form that the CPU class reads: float32 [batch, panel, k, 16], columns filled up with zeros."""
+
+    ref: Ref
+    batch: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """B of a convolution: element (k, pixel) is at table[k] plus the pixel's position in padded planes.
+
+    Attributes:
+        ref: float32 planes (CPU class) or planes of any type, see conv_pad.cl.
+        table: int32 offset for each k.
+        plane: rows and columns of a plane; leading dimensions follow without gaps.
+        out: output depth, height and width.
+        batch: stride for each batch dimension.
+    """
+
+    ref: Ref
+    table: Ref
+    plane: tuple[int, int]
+    out: tuple[int, int, int]
+    batch: tuple[int, ...]
+
+
+def panels(b: np.ndarray) -> np.ndarray:
+    """Pack [..., K, N] for the CPU class into float32 [..., ceil(N / 16), K, 16]."""
+    *lead, k, n = b.shape
+    count = -(-n // 16)
+    padded = np.zeros((*lead, k, count * 16), np.float32)
+    padded[..., :n] = b
+    return np.moveaxis(padded.reshape(*lead, k, count, 16), -2, -3)
+
+
+def gemm(
+    c: Lowering,
+    a: Mat,
+    b: Mat | Panels | Columns,
+    y: Mat,
+    size: tuple[int, int, int],
+    batch: Sequence[int] = (),
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    add: Mat | None = None,
+) -> None:
+    """Emit y = alpha A B + beta C for all batch indices.
+
+    Args:
+        c: the operator's context.
+        a: M x K.
+        b: K x N; Panels only in the CPU class.
+        y: M x N with contiguous columns.
+        size: M, N and K.
+        batch: sizes of the batch dimensions; outputs of different indices must not overlap.
+        alpha: factor of the product.
+        beta: factor of C.
+        add: C, M x N of y's type, strides 0 where it is broadcast.
+    """
+    m, n, k = size
+    if max(size) > I32_MAX or isinstance(b, Columns) and b.ref.size > I32_MAX:
+        raise Refused(f"{c.node.op}: a product of {m} x {k} by {k} x {n} is too large for the kernel")
+    if m == 0 or n == 0 or 0 in batch:
+        return
+    if beta == 0:
+        add = None
+    operands = [a, b, y] if add is None else [a, b, y, add]
+    sizes, strides = _collapse(batch, [o.batch or (0,) * len(batch) for o in operands])
+    outer, inner = sizes[: max(len(sizes) - _LEVELS, 0)], sizes[-_LEVELS:]
+    if math.prod(outer) > MAX_LAUNCHES:
+        raise Refused(f"{c.node.op}: the batch dimensions need more than {MAX_LAUNCHES} launches")
+    for index in itertools.product(*map(range, outer)):
+        moved = []
+        for operand, stride in zip(operands, strides, strict=True):
+            offset = sum(i * s for i, s in zip(index, stride, strict=False))
+            moved.append(_moved(operand, offset, stride[len(outer) :]))
+        _Product(c, size, inner, alpha, beta).emit(*moved)  # type: ignore[arg-type]
+
+
+def _moved(operand: Mat | Panels | Columns, offset: int, batch: tuple[int, ...]) -> Mat | Panels | Columns:
+    if isinstance(operand, Mat):
+        return operand.shifted(offset, batch)
+    ref = operand.ref.at(offset, operand.ref.shape) if offset else operand.ref
+    if isinstance(operand, Panels):
+        return Panels(ref, batch)
+    return Columns(ref, operand.table, operand.plane, operand.out, batch)
+
+
+def _collapse(
+    sizes: Sequence[int], strides: Sequence[Sequence[int]]
+) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """Merge neighbouring batch dimensions that every operand walks through with one stride, drop those of size 1."""
+    kept: list[int] = []
+    steps: list[list[int]] = []  # per kept dimension, a stride for each operand
+    for i, size in enumerate(sizes):
+        if size == 1:
+            continue
+        step = [s[i] for s in strides]
+        if kept and all(before == now * size for before, now in zip(steps[-1], step, strict=True)):
+            kept[-1] *= size
+            steps[-1] = step
+        else:
+            kept.append(size)
+            steps.append(step)
+    return tuple(kept), [tuple(s[i] for s in steps) for i in range(len(strides))]
+
+
+@dataclass(slots=True)
+class _Product:
+    c: Lowering
+    size: tuple[int, int, int]
+    batch: tuple[int, ...]
+    alpha: float
+    beta: float
+
+    def emit(self, a: Mat, b: Mat | Panels | Columns, y: Mat, add: Mat | None = None) -> None:
+        if not self.c.cpu_class:
+            assert not isinstance(b, Panels)
+            self._gpu(a, b, y, add)
+        elif y.ref.dtype not in (FLOAT32, FLOAT16):
+            assert isinstance(b, Mat)
+            self._plain(a, b, y, add)
+        else:
+            self._cpu(a, b, y, add)
+
+    def _cpu(self, a: Mat, b: Mat | Panels | Columns, y: Mat, add: Mat | None) -> None:
+        m, n, k = self.size
+        if isinstance(b, Mat):
+            if n == 1 and a.col == 1 and b.row == 1:
+                return self._rows(a, b, y, y.row, add, 0 if add is None else add.row, m)
+            if m == 1 and b.row == 1 and a.col == 1 and b.col != 1:
+                return self._rows(b.t, a, y, 1, add, 0 if add is None else add.col, n)
+        a = Mat(as_float(self.c, a.ref), a.row, a.col, a.batch)
+        rows, vectors = self._tile(isinstance(b, Columns))
+        if isinstance(b, Mat):
+            direct = b.col == 1 and n >= 16 * vectors and (m <= 2 * rows or b.ref.dtype == FLOAT16 and m <= 4)
+            b = Mat(as_float(self.c, b.ref), b.row, b.col, b.batch) if direct else self._pack(b)
+        mode, b_row = (0, 0) if isinstance(b, Panels) else (1, b.row) if isinstance(b, Mat) else (2, 0)
+        args = [a.ref, *_i64(a.row, a.col), *self._strides(a), b.ref, *_i64(b_row), *self._strides(b)]
+        args += [y.ref, *_i64(y.row), *self._strides(y), *self._added(add, FLOAT32)]
+        columns = n
+        if isinstance(b, Columns):
+            args += [b.table, *_i32(b.plane[1], b.plane[0], b.out[2], b.out[1])]
+            columns = position_count(b.out, b.plane)
+        tiles = -(-columns // (16 * vectors))
+        split = self._row_split(m, rows, tiles, columns, k)
+        self._launch(
+            "gemm_cpu.cl", "gemm_cpu", args, [*_i32(split, m, columns, k), np.float32(self.alpha)],
+            (tiles, -(-m // split)), (1,), {"T": y.ref.dtype},
+            {"MR": rows, "NV": vectors, "B_MODE": mode, "A_CONTIGUOUS": int(a.col == 1), "HAS_C": int(add is not None),
+             "T_IS_FLOAT": int(y.ref.dtype == FLOAT32)},
+        )  # fmt: skip
+
+    def _tile(self, columns: bool) -> tuple[int, int]:
+        """Rows and vectors of 16 of the register tile: as many accumulators as the device's registers hold."""
+        m, n, _ = self.size
+        wide = self.c.info.vector_width >= 16
+        if m == 1:
+            rows, most = 1, 8 if wide else 4
+        elif m <= 4:
+            rows, most = 4, 4 if wide else 1
+        else:
+            rows, most = (8, 2) if wide else (6, 1)
+        del columns
+        needed = 1 << max(-(-n // 16) - 1, 0).bit_length()
+        return rows, min(most, needed)
+
+    def _row_split(self, m: int, rows: int, tiles: int, n: int, k: int) -> int:
+        """Rows an item computes: all, unless there are too few tiles of columns to keep every core busy."""
+        items = min(8 * self.c.info.compute_units, max(m * n * k // 32768, 1))
+        parts = max(-(-items // max(tiles * math.prod(self.batch), 1)), 1)
+        return max(-(-(-(-m // parts)) // rows), 1) * rows
+
+    def _pack(self, b: Mat) -> Panels:
+        _, n, k = self.size
+        # Batch dimensions that B does not have are not packed again and again.
+        sizes = tuple(size if step else 1 for size, step in zip(self.batch, b.batch, strict=True))
+        count = -(-n // 16)
+        packed = self.c.temp(FLOAT32, (math.prod(sizes), count, k, 16))
+        steps, step = [], count * k * 16
+        for size in reversed(sizes):
+            steps.append(step if size > 1 else 0)
+            step *= size
+        depth = max(-(-k // max(self.c.info.compute_units * 4 // count, 1)), 64)
+        product = _Product(self.c, self.size, sizes, 1.0, 0.0)
+        product._launch(
+            "gemm_pack.cl", "gemm_pack", [b.ref, *_i64(b.row, b.col), *product._strides(b), packed],
+            _i32(n, k, depth), (count, -(-k // depth)), (1,), {"T": b.ref.dtype}, {"HAS_C": 0},
+        )  # fmt: skip
+        return Panels(packed, tuple(reversed(steps)))
+
+    def _rows(self, a: Mat, x: Mat, y: Mat, y_step: int, add: Mat | None, c_step: int, m: int) -> None:
+        c, k = self.c, self.size[2]
+        rows = max(-(-m // (4 * c.info.compute_units)), -(-16384 // max(k, 1)))
+        args = [as_float(c, a.ref), *_i64(a.row), *self._strides(a), as_float(c, x.ref), *self._strides(x)]
+        args += [y.ref, *_i64(y_step), *self._strides(y)]
+        if add is not None:
+            args += [add.ref, *_i64(c_step), *self._strides(add), np.float32(self.beta)]
+        self._launch(
+            "gemm_pack.cl", "gemv_rows", args, [*_i32(rows, m, k), np.float32(self.alpha)], (-(-m // rows), 1), (1,),
+            {"T": y.ref.dtype}, {"HAS_C": int(add is not None)},
+        )  # fmt: skip
+
+    def _plain(self, a: Mat, b: Mat, y: Mat, add: Mat | None) -> None:
+        m, n, k = self.size
+        acc = y.ref.dtype
+        args = [a.ref, *_i64(a.row, a.col), *self._strides(a), b.ref, *_i64(b.row, b.col), *self._strides(b)]
+        args += [y.ref, *_i64(y.row), *self._strides(y), *self._added(add, acc)]
+        self._launch(
+            "gemm_plain.cl", "gemm_plain", args, [*_i32(m, n, k), acc.type(self.alpha)], (m, -(-n // 16)), (1,),
+            {"T": y.ref.dtype}, {"HAS_C": int(add is not None)},
+        )  # fmt: skip
+
+    def _gpu(self, a: Mat, b: Mat | Columns, y: Mat, add: Mat | None) -> None:
+        m, n, k = self.size
+        acc = FLOAT32 if y.ref.dtype == FLOAT16 else y.ref.dtype
+        table = isinstance(b, Columns)
+        b_row, b_col = (0, 0) if isinstance(b, Columns) else (b.row, b.col)
+        args = [a.ref, *_i64(a.row, a.col), *self._strides(a), b.ref, *_i64(b_row, b_col), *self._strides(b)]
+        args += [y.ref, *_i64(y.row), *self._strides(y), *self._added(add, acc)]
+        if isinstance(b, Columns):
+            args += [b.table, *_i32(b.plane[1], b.plane[0], b.out[2], b.out[1])]
+        self._launch(
+            "gemm_gpu.cl", "gemm_gpu", args, [*_i32(m, n, k), acc.type(self.alpha)], (-(-m // 64), -(-n // 64)), (256,),
+            {"T": y.ref.dtype, "TA": a.ref.dtype, "TB": b.ref.dtype},
+            {"A_K_FAST": int(a.col == 1), "B_N_FAST": int(b_col == 1), "B_TABLE": int(table),
+             "HAS_C": int(add is not None)},
+        )  # fmt: skip
+
+    def _added(self, add: Mat | None, acc: np.dtype) -> list[Ref | np.generic]:
+        if add is None:
+            return []
+        return [add.ref, *_i64(add.row, add.col), *self._strides(add), acc.type(self.beta)]
+
+    def _strides(self, operand: Mat | Panels | Columns) -> list[np.generic]:
+        steps = operand.batch
+        return _i64(*(0,) * (_LEVELS - len(steps)), *steps)
+
+    def _launch(
+        self, source: str, entry: str, args: Sequence[Ref | np.generic], tail: Sequence[np.generic],
+        grid: tuple[int, int], block: Sequence[int], types: dict[str, np.dtype], defines: dict[str, int],
+    ) -> None:  # fmt: skip
+        """Launch over all batch indices; more than a grid's third dimension takes are done in slices."""
+        inner = ((1,) * _LEVELS + self.batch)[-_LEVELS:]
+        total = math.prod(inner)
+        body = gpurt_kernels.text("batch.h") + gpurt_kernels.text(source)
+        for first in range(0, total, _MAX_Z):
+            sizes = _i32(first, inner[1], inner[2])
+            self.c.launch(
+                body, entry, [*args, *sizes, *tail], (*grid, min(total - first, _MAX_Z)), block, types=types,
+                defines=defines,
+            )  # fmt: skip
+
+
+def as_float(c: Lowering, ref: Ref) -> Ref:
+    """A tensor as float32 for the kernels of the CPU class; halves are converted into a workspace."""
+    if ref.dtype == FLOAT32:
+        return ref
+    if ref.operand.kind == "const" and ref.operand.array is not None:
+        return c.constant(ref.operand.array.astype(FLOAT32)).at(ref.offset, ref.shape)
+    converted = c.temp(FLOAT32, ref.shape)
+    c.launch(
+        gpurt_kernels.text("batch.h") + gpurt_kernels.text("gemm_pack.cl"),
+        "to_float",
+        [ref, converted, np.int64(ref.size)],
+        [-(-ref.size // 4096)],
+        types={"T": ref.dtype},
+        defines={"HAS_C": 0},
+    )
+    return converted
+
+
+def position_count(out: tuple[int, int, int], plane: tuple[int, int]) -> int:
+    """Positions in padded planes from the first output pixel to the last."""
+    return ((out[0] - 1) * plane[0] + out[1] - 1) * plane[1] + out[2]
+
+
+def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Element strides of a dense tensor."""
+    steps, step = [], 1
+    for size in reversed(shape):
+        steps.append(step)
+        step *= size
+    return tuple(reversed(steps))
+
+
+def _i32(*values: int) -> list[np.generic]:
+    return [np.int32(v) for v in values]
+
+
+def _i64(*values: int) -> list[np.generic]:
+    return [np.int64(v) for v in values]

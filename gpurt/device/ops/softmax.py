@@ -1,0 +1,84 @@
+"""Softmax, LogSoftmax and Hardmax (13)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import gpurt_kernels
+from gpurt.device.lowering import Lowering, Ref
+from gpurt.device.ops.lanes import I64, accumulator, around, flat_group, group_size, lanes, share
+from gpurt.device.ops.reduce import arg_extreme
+from gpurt.device.table import FLOATS, op
+from gpurt.infer import shapes
+from gpurt.provider import Refused
+
+
+def softmax_along(c: Lowering, x: Ref, y: Ref, axis: int, *, log: bool = False) -> None:
+    """Emit Softmax or LogSoftmax along an axis counted from the front; y may be the memory of x."""
+    outer, r, inner = around(x.shape, axis)
+    if r >= 2**31:
+        raise Refused(f"{c.node.op}: an axis of {r} elements is too long")
+    if x.size == 0:
+        return
+    acc = accumulator(x.dtype)
+    types = {"T": x.dtype, "A": acc}
+    defines: dict[str, int | float | str] = {"LOG": ""} if log else {}
+    if not log and acc == x.dtype:
+        defines["KEEP"] = ""
+    body = gpurt_kernels.text("softmax.cl")
+    size, step = np.int32(r), np.int64(inner)
+    if c.cpu_class:
+        tasks = outer if inner == 1 else outer * -(-inner // 64)
+        # An exponential costs several times as much as moving an element.
+        groups, per = share(tasks, 4 * r * min(inner, 64))
+        entry = "softmax_rows" if inner == 1 else "softmax_columns"
+        args = [x, y, np.int64(tasks), per, size, step]
+        c.launch(lanes(acc, types) + body, entry, args, [groups], types=types, defines=defines)
+    elif inner == 1 and r >= 32:
+        block = group_size(c, r)
+        defines["BLOCK"] = block
+        c.launch(body, "softmax_rows", [x, y, size, step], [outer], [block], types=types, defines=defines)
+    else:
+        block, tasks = flat_group(c), outer * inner
+        defines["BLOCK"] = block
+        grid = [-(-tasks // block)]
+        args = [x, y, np.int64(tasks), size, step]
+        c.launch(body, "softmax_columns", args, grid, [block], types=types, defines=defines)
+
+
+@op("Softmax", "LogSoftmax", types=FLOATS)
+def softmax(c: Lowering) -> None:
+    """exp(x) / sum(exp(x)) along an axis, or its logarithm."""
+    x = c.input(0)
+    axis = shapes.axis(c.node.attr("axis", -1), len(x.shape)) if x.shape else 0
+    softmax_along(c, x, c.output(), axis, log=c.node.op_type == "LogSoftmax")
+
+
+_ONE_HOT = """
+KFN(BLOCK, 1, 1) one_hot(INPUT(i64, at), TENSOR(T, y), const i64 n, const i64 r, const i64 inner) {
+  OPEN_IN(i64, at);
+  OPEN(T, y);
+  const i64 begin = INDEX(0) * CHUNK;
+  const i64 end = begin + CHUNK < n ? begin + CHUNK : n;
+  for (i64 i = begin; i < end; i++) {
+    const i64 row = i / inner;
+    ST_T(y, i, at[row / r * inner + i % inner] == row % r ? 1 : 0);
+  }
+}
+"""
+
+
+@op("Hardmax", types=FLOATS)
+def hardmax(c: Lowering) -> None:
+    """One at the first largest element along an axis, zero elsewhere."""
+    x, y = c.input(0), c.output()
+    axis = shapes.axis(c.node.attr("axis", -1), len(x.shape)) if x.shape else 0
+    outer, r, inner = around(x.shape, axis)
+    if x.size == 0:
+        return
+    at = c.temp(I64, (outer, inner))
+    arg_extreme(c, x, at, axis)
+    chunk, block = (4096, 1) if c.cpu_class else (1, flat_group(c))
+    args = [at, y, np.int64(x.size), np.int64(r), np.int64(inner)]
+    defines = {"CHUNK": chunk, "BLOCK": block}
+    c.launch(_ONE_HOT, "one_hot", args, [-(-x.size // (chunk * block))], [block], types={"T": x.dtype}, defines=defines)

@@ -1,0 +1,150 @@
+/* y = alpha * A * B + beta * C for CPUs: one item computes ROWS rows of 16 * NV columns in registers, tile after tile.
+
+   MR rows by NV vectors of 16 floats are accumulated at a time. A's elements are broadcast from where they are, so A is
+   never packed. B's vector j at depth k is where B_MODE says:
+     0  panels of 16 columns, [panel][k][16], the last one filled up with zeros;
+     1  rows of the matrix itself: its columns are contiguous, and there are at least 16 * NV of them;
+     2  a table of offsets by k: a convolution, whose columns are positions in padded planes (see conv_pad.cl). Planes
+        have rows wider than the output's, so some columns are computed for nothing and not stored.
+   An unaligned load through a packed struct is one instruction, where vload16 is a call on PoCL. */
+struct __attribute__((packed)) unaligned {
+  float16 v;
+};
+#define LOAD16(p) (((const GLOBAL struct unaligned *)(p))->v)
+#define STORE16(p, x) (((GLOBAL struct unaligned *)(p))->v = (x))
+#define NR (16 * NV)
+
+#if A_CONTIGUOUS
+#define A_STEP 1
+#else
+#define A_STEP csa
+#endif
+
+KFN(1, 1, 1) gemm_cpu(
+    INPUT(float, a), const i64 rsa, const i64 csa, BATCH_STRIDES(a),
+    INPUT(float, b), const i64 rsb, BATCH_STRIDES(b),
+    TENSOR(T, y), const i64 rsy, BATCH_STRIDES(y),
+#if HAS_C
+    INPUT(T, c), const i64 rsc, const i64 csc, BATCH_STRIDES(c), const float beta,
+#endif
+#if B_MODE == 2
+    INPUT(i32, table), const i32 plane_w, const i32 plane_h, const i32 out_w, const i32 out_h,
+#endif
+    BATCH_SIZES, const i32 rows, const i32 M, const i32 N, const i32 K, const float alpha) {
+  const i32 z = GROUP(2) + z_first;
+  OPEN_IN(float, a);
+  OPEN_IN(float, b);
+  OPEN(T, y);
+  a += BATCH_AT(a, z);
+  b += BATCH_AT(b, z);
+  y += BATCH_AT(y, z);
+#if HAS_C
+  OPEN_IN(T, c);
+  c += BATCH_AT(c, z);
+#endif
+
+  /* The tile's columns are n0 .. n0 + NR, of which `from` .. `to` are stored. */
+  i32 n0 = GROUP(0) * NR;
+  i32 from = 0;
+  const i32 to = N - n0 < NR ? N - n0 : NR;
+  const GLOBAL float *restrict columns[NV];
+#if B_MODE == 0
+  const i32 last_panel = (N - 1) / 16;
+  for (i32 j = 0; j < NV; j++) {
+    const i32 panel = n0 / 16 + j < last_panel ? n0 / 16 + j : last_panel;
+    columns[j] = b + (i64)panel * K * 16;
+  }
+#define B_AT(k) ((i64)(k) * 16)
+#elif B_MODE == 1
+  if (to < NR) { /* the last tile overlaps the one before it rather than read past the row */
+    from = NR - to;
+    n0 -= from;
+  }
+  for (i32 j = 0; j < NV; j++) columns[j] = b + n0 + 16 * j;
+#define B_AT(k) ((i64)(k) * rsb)
+#else
+  OPEN_IN(i32, table);
+  for (i32 j = 0; j < NV; j++) columns[j] = b + n0 + 16 * j;
+#define B_AT(k) (table[k])
+  /* Where each column goes in the output, -1 for those that belong to no pixel. */
+  i32 pixel[NR];
+  i32 whole[NV];
+  for (i32 j = 0; j < NR; j++) {
+    const i32 row = (n0 + j) / plane_w, ow = (n0 + j) % plane_w, oh = row % plane_h;
+    pixel[j] = j < to && ow < out_w && oh < out_h ? (row / plane_h * out_h + oh) * out_w + ow : -1;
+  }
+  for (i32 j = 0; j < NV; j++) {
+    whole[j] = 1;
+    for (i32 i = 0; i < 16; i++) whole[j] &= pixel[16 * j] >= 0 && pixel[16 * j + i] == pixel[16 * j] + i;
+  }
+#endif
+#if B_MODE == 1
+  const i32 end = NR;
+#else
+  const i32 end = to;
+#endif
+
+  const i32 m_first = GROUP(1) * rows;
+  const i32 m_end = m_first + rows < M ? m_first + rows : M;
+  for (i32 m = m_first; m < m_end; m += MR) {
+    /* Rows past the end repeat the last one and are not stored. */
+    const i32 last = m_end - 1 - m;
+    float16 acc[MR][NV];
+    i64 row[MR];
+#pragma unroll
+    for (i32 i = 0; i < MR; i++) {
+      row[i] = (i64)(i < last ? i : last) * rsa;
+#pragma unroll
+      for (i32 j = 0; j < NV; j++) acc[i][j] = (float16)(0.0f);
+    }
+    const GLOBAL float *restrict p = a + (i64)m * rsa;
+    for (i32 k = 0; k < K; k++) {
+      const i64 at = B_AT(k);
+      float16 v[NV];
+#pragma unroll
+      for (i32 j = 0; j < NV; j++) v[j] = LOAD16(columns[j] + at);
+#pragma unroll
+      for (i32 i = 0; i < MR; i++) {
+        const float x = p[row[i]];
+#pragma unroll
+        for (i32 j = 0; j < NV; j++) acc[i][j] += x * v[j];
+      }
+      p += A_STEP;
+    }
+
+#pragma unroll
+    for (i32 i = 0; i < MR; i++) {
+      if (i > last) continue;
+      GLOBAL T *out = y + (i64)(m + i) * rsy;
+#pragma unroll
+      for (i32 j = 0; j < NV; j++) {
+        float16 v = acc[i][j] * alpha;
+#if HAS_C && B_MODE == 2
+        v += beta * LD_T(c, (i64)(m + i) * rsc); /* a convolution's bias */
+#elif HAS_C
+        const i64 c_at = (i64)(m + i) * rsc + (i64)(n0 + 16 * j) * csc;
+        if (csc == 0) v += beta * LD_T(c, c_at);
+#if T_IS_FLOAT
+        else if (csc == 1 && 16 * j + 16 <= end) v += beta * LOAD16(c + c_at);
+#endif
+        else for (i32 l = 0; l < 16 && 16 * j + l < end; l++) ((float *)&v)[l] += beta * LD_T(c, c_at + l * csc);
+#endif
+#if B_MODE == 2
+        if (T_IS_FLOAT && whole[j]) {
+          STORE16(out + pixel[16 * j], v);
+        } else {
+          for (i32 l = 0; l < 16; l++)
+            if (pixel[16 * j + l] >= 0) ST_T(out, pixel[16 * j + l], ((float *)&v)[l]);
+        }
+#else
+        if (T_IS_FLOAT && 16 * j >= from && 16 * j + 16 <= end) {
+          STORE16(out + n0 + 16 * j, v);
+        } else {
+          for (i32 l = 0; l < 16; l++)
+            if (16 * j + l >= from && 16 * j + l < end) ST_T(out, n0 + 16 * j + l, ((float *)&v)[l]);
+        }
+#endif
+      }
+    }
+  }
+}

@@ -1,0 +1,195 @@
+/* Softmax and LogSoftmax along the middle axis of [outer, r, inner]. The maximum is taken off first, so nothing overflows.
+ *
+ * T is the element type, A the one computed in. LOG makes it the logarithm. KEEP (T and A are the same) stores the
+ * exponentials in y and scales them afterwards; without it they are computed twice, as half would round them.
+ */
+#ifdef GP_CPU_CLASS
+
+/* exp(v - top), or what is left of the logarithm when the sum is known */
+#ifdef LOG
+#define RESULT(v) ((v) - top - scale)
+#define SCALE(sum) log(sum)
+#else
+#define RESULT(v) (exp((v) - top) * scale)
+#define SCALE(sum) (1 / (sum))
+#endif
+
+/* Rows: a task is a row. The tail of a row is padded to eight lanes, as a scalar exp costs as much as eight. */
+KFN(1, 1, 1)
+softmax_rows(INPUT(T, x), TENSOR(T, y), const i64 tasks, const i64 per, const i32 r, const i64 inner) {
+  OPEN_IN(T, x);
+  OPEN(T, y);
+  const i64 first = GROUP(0) * per;
+  const i64 last = first + per < tasks ? first + per : tasks;
+  for (i64 task = first; task < last; task++) {
+    const GLOBAL T *p = x + task * r;
+    GLOBAL T *q = y + task * r;
+    const i32 whole = r & ~7;
+    A tail[8] __attribute__((aligned(64)));
+    for (i32 k = 0; k < 8; k++) tail[k] = whole + k < r ? LD_T(p, whole + k) : (A)-INFINITY;
+    const A8 rest = *(const A8 *)tail;
+    A8 tops = rest;
+    for (i32 i = 0; i < whole; i += 8) {
+      const A8 v = LD8_T(p, i);
+      tops = v > tops ? v : tops;
+    }
+    const A t0 = fmax(tops.s0, tops.s1), t1 = fmax(tops.s2, tops.s3), t2 = fmax(tops.s4, tops.s5);
+    const A top = fmax(fmax(t0, t1), fmax(t2, fmax(tops.s6, tops.s7)));
+    A8 sums = 0;
+    for (i32 i = 0; i < whole;) {
+      A8 block = 0;
+      const i32 stop = i + 2048 < whole ? i + 2048 : whole;
+      for (; i < stop; i += 8) {
+        const A8 v = LD8_T(p, i);
+        const A8 e = exp(v - top);
+#ifdef KEEP
+        ST8_T(q, i, e);
+#endif
+        block += e;
+      }
+      sums += block;
+    }
+    /* In a row of -inf only, the padding would count as the row's own elements: it is NaN in both. */
+    const A8 end = exp(rest - top);
+    if (whole < r) sums += end;
+    const A sum = ((sums.s0 + sums.s4) + (sums.s1 + sums.s5)) + ((sums.s2 + sums.s6) + (sums.s3 + sums.s7));
+    const A scale = SCALE(sum);
+    for (i32 i = 0; i < whole; i += 8) {
+#ifdef KEEP
+      const A8 e = *(const GLOBAL T_any8 *)(q + i);
+      ST8_T(q, i, e * scale);
+#else
+      const A8 v = LD8_T(p, i);
+      ST8_T(q, i, RESULT(v));
+#endif
+    }
+#ifdef LOG
+    *(A8 *)tail = rest - top - scale;
+#else
+    *(A8 *)tail = end * scale;
+#endif
+    for (i32 k = 0; whole + k < r; k++) ST_T(q, whole + k, tail[k]);
+  }
+}
+
+/* Columns: a task is up to 64 neighbouring columns, eight at a time, so that cache lines are used whole. */
+KFN(1, 1, 1)
+softmax_columns(INPUT(T, x), TENSOR(T, y), const i64 tasks, const i64 per, const i32 r, const i64 inner) {
+  OPEN_IN(T, x);
+  OPEN(T, y);
+  const i64 blocks = CEIL_DIV(inner, 64);
+  const i64 first = GROUP(0) * per;
+  const i64 last = first + per < tasks ? first + per : tasks;
+  for (i64 task = first; task < last; task++) {
+    const i64 at = task / blocks * r * inner;
+    i64 column = task % blocks * 64;
+    const i64 stop = column + 64 < inner ? column + 64 : inner;
+    for (; column + 8 <= stop; column += 8) {
+      const GLOBAL T *p = x + at + column;
+      GLOBAL T *q = y + at + column;
+      A8 top = LD8_T(p, 0);
+      for (i32 k = 1; k < r; k++) {
+        const A8 v = LD8_T(p, k * inner);
+        top = v > top ? v : top;
+      }
+      A8 sum = 0;
+      for (i32 k = 0; k < r; k++) {
+        const A8 v = LD8_T(p, k * inner);
+        const A8 e = exp(v - top);
+#ifdef KEEP
+        ST8_T(q, k * inner, e);
+#endif
+        sum += e;
+      }
+      const A8 scale = SCALE(sum);
+      for (i32 k = 0; k < r; k++) {
+#ifdef KEEP
+        const A8 e = *(const GLOBAL T_any8 *)(q + k * inner);
+        ST8_T(q, k * inner, e * scale);
+#else
+        const A8 v = LD8_T(p, k * inner);
+        ST8_T(q, k * inner, RESULT(v));
+#endif
+      }
+    }
+    for (; column < stop; column++) {
+      const GLOBAL T *p = x + at + column;
+      GLOBAL T *q = y + at + column;
+      A top = LD_T(p, 0);
+      for (i32 k = 1; k < r; k++) top = fmax(top, LD_T(p, k * inner));
+      A sum = 0;
+      for (i32 k = 0; k < r; k++) sum += exp(LD_T(p, k * inner) - top);
+      const A scale = SCALE(sum);
+      for (i32 k = 0; k < r; k++) {
+        const A v = LD_T(p, k * inner);
+        ST_T(q, k * inner, RESULT(v));
+      }
+    }
+  }
+}
+
+#else
+
+#ifdef LOG
+#define RESULT(v) ((v) - top - scale)
+#define SCALE(sum) log(sum)
+#else
+#define RESULT(v) (exp((v) - top) * scale)
+#define SCALE(sum) ((A)1 / (sum))
+#endif
+
+/* Rows, by a group each. */
+KFN(BLOCK, 1, 1)
+softmax_rows(INPUT(T, x), TENSOR(T, y), const i32 r, const i64 inner) {
+  SHARED A tile[BLOCK];
+  OPEN_IN(T, x);
+  OPEN(T, y);
+  const GLOBAL T *p = x + (i64)GROUP(0) * r;
+  GLOBAL T *q = y + (i64)GROUP(0) * r;
+  const i32 item = ITEM(0);
+  A top = -INFINITY;
+  for (i32 i = item; i < r; i += BLOCK) top = fmax(top, LD_T(p, i));
+  tile[item] = top;
+  BARRIER;
+  for (i32 half_ = BLOCK / 2; half_ > 0; half_ >>= 1) {
+    if (item < half_) tile[item] = fmax(tile[item], tile[item + half_]);
+    BARRIER;
+  }
+  top = tile[0];
+  BARRIER;
+  A sum = 0;
+  for (i32 i = item; i < r; i += BLOCK) sum += exp(LD_T(p, i) - top);
+  tile[item] = sum;
+  BARRIER;
+  for (i32 half_ = BLOCK / 2; half_ > 0; half_ >>= 1) {
+    if (item < half_) tile[item] += tile[item + half_];
+    BARRIER;
+  }
+  const A scale = SCALE(tile[0]);
+  for (i32 i = item; i < r; i += BLOCK) {
+    const A v = LD_T(p, i);
+    ST_T(q, i, RESULT(v));
+  }
+}
+
+/* One item for each column, or for each row that is too short for a group. */
+KFN(BLOCK, 1, 1)
+softmax_columns(INPUT(T, x), TENSOR(T, y), const i64 tasks, const i32 r, const i64 inner) {
+  OPEN_IN(T, x);
+  OPEN(T, y);
+  const i64 task = INDEX(0);
+  if (task >= tasks) return;
+  const i64 at = task / inner * r * inner + task % inner;
+  const GLOBAL T *p = x + at;
+  GLOBAL T *q = y + at;
+  A top = LD_T(p, 0);
+  for (i32 k = 1; k < r; k++) top = fmax(top, LD_T(p, k * inner));
+  A sum = 0;
+  for (i32 k = 0; k < r; k++) sum += exp(LD_T(p, k * inner) - top);
+  const A scale = SCALE(sum);
+  for (i32 k = 0; k < r; k++) {
+    const A v = LD_T(p, k * inner);
+    ST_T(q, k * inner, RESULT(v));
+  }
+}
+#endif
