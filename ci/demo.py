@@ -207,8 +207,8 @@ def show_times(sessions: dict[str, Any], paths: dict[str, Path], fed: dict[str, 
         console.print(
             f"ONNX Runtime {onnxruntime.__version__} on its CPU provider, in this process. The two have a thread pool "
             f"each, so they run in turns ({TURNS} turns of a warm-up and {RUNS} runs), each after a pause in which the "
-            "other's threads go to sleep. Whatever else the machine does slows both. The difference is the largest of "
-            "any output, over the largest value of that output.\n"
+            "other's threads go to sleep. Whatever else the machine does slows both. The outputs that differ are "
+            "probabilities.\n"
         )
     else:
         console.print("ONNX Runtime is not installed here; --compare installs it and measures it beside gpurt.\n")
@@ -232,11 +232,11 @@ def in_turns(engines: list[Run], feeds: list[dict[str, np.ndarray]]) -> list[flo
 
 
 def difference(engines: list[Run], feeds: list[dict[str, np.ndarray]]) -> float:
-    """The largest difference of two engines' outputs, over the largest value of the output."""
+    """The largest difference of two engines' outputs."""
     worst = 0.0
     for feed in feeds:
         for ours, theirs in zip(engines[0](feed), engines[1](feed), strict=True):
-            worst = max(worst, float(np.abs(ours - theirs).max() / np.abs(theirs).max()))
+            worst = max(worst, float(np.abs(ours - theirs).max()))
     return worst
 
 

@@ -7,18 +7,17 @@ attributes and operands that are one known number.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
-import gpurt_kernels
+from gpurt.device.helpers import helper_text
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.expressions import BOOL, EXPRESSIONS, F16, F64, Expression, Site, register
+from gpurt.device.steps import Step, collapse, eight_wide
 from gpurt.dtypes import kernel_name
-from gpurt.graph.view import NodeView
 from gpurt.provider import Refused
 
 MOST_OPERANDS: Final = 48
@@ -26,43 +25,6 @@ _BLOCK: Final = 256
 _PER_ITEM: Final = 4
 _LEAST_CHUNK: Final = 1024
 _MOST_CHUNK: Final = 16384
-
-
-def expression(node: NodeView) -> Expression | None:
-    """The expression of an elementwise node, None for any other node."""
-    return EXPRESSIONS.get((node.domain, node.op_type))
-
-
-def eight_wide(node: NodeView, dtypes: Sequence[np.dtype | None], dtype: np.dtype) -> bool:
-    """Whether a node can be computed eight elements at a time."""
-    row = EXPRESSIONS[node.domain, node.op_type]
-    return row.scalar is None or not row.scalar(node, dtypes, dtype)
-
-
-@dataclass(slots=True, eq=False)
-class Step:
-    """A node of a group.
-
-    Attributes:
-        operands: for each input the tensor (a Ref) or the step that it comes from; None where it is left out.
-        dtype: of the result.
-        shape: of the result.
-    """
-
-    node: NodeView
-    operands: Sequence[Ref | Step | None]
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def dtypes(self) -> list[np.dtype | None]:
-        """Dtypes of the operands."""
-        return [None if x is None else x.dtype for x in self.operands]
-
-    @property
-    def size(self) -> int:
-        """Number of elements of the result."""
-        return math.prod(self.shape)
 
 
 def emit(c: Lowering, root: Step, out: Ref) -> None:
@@ -73,7 +35,7 @@ def emit(c: Lowering, root: Step, out: Ref) -> None:
 
 
 def _with_stored_parts(c: Lowering, root: Step) -> Step:
-    """The root with those inner steps computed into workspaces that broadcasting would have computed many times over."""
+    """The root, with those inner steps stored in workspaces that broadcasting would compute many times over."""
     done: dict[int, tuple[Step | Ref, bool]] = {}
 
     def visit(step: Step) -> tuple[Step | Ref, bool]:
@@ -114,37 +76,6 @@ class _Leaf:
     def single(self) -> bool:
         """Whether all elements of the result see the same one."""
         return self.ref.size == 1
-
-
-def collapse(shape: Sequence[int], operands: Sequence[Sequence[int]]) -> tuple[list[int], list[tuple[int, ...]]]:
-    """The fewest dimensions that walk a shape along dense operands broadcast to it, and each operand's strides.
-
-    Dimensions of size 1 vanish, and neighbours merge where every operand walks them as one.
-    """
-    strides = []
-    for dims in operands:
-        padded = (1,) * (len(shape) - len(dims)) + tuple(dims)
-        steps, step = [0] * len(shape), 1
-        for i in reversed(range(len(shape))):
-            steps[i] = step if padded[i] != 1 else 0
-            step *= padded[i]
-        strides.append(steps)
-    kept: list[int] = []
-    walks: list[list[int]] = [[] for _ in operands]
-    for i, dim in enumerate(shape):
-        if dim == 1:
-            continue
-        if kept and all(w[-1] == s[i] * dim for w, s in zip(walks, strides, strict=True)):
-            kept[-1] *= dim
-            for w, s in zip(walks, strides, strict=True):
-                w[-1] = s[i]
-        else:
-            kept.append(dim)
-            for w, s in zip(walks, strides, strict=True):
-                w.append(s[i])
-    if not kept:
-        return [1], [(0,) for _ in operands]
-    return kept, [tuple(w) for w in walks]
 
 
 @dataclass(slots=True)
@@ -260,7 +191,7 @@ class _Kernel:
         kernel = "\n".join(
             [f"KFN({block}, 1, 1) {entry}({', '.join(params.text)}) {{", *opens, *fixed, *lines, "}", ""]
         )
-        c.launch(self._helpers(kernel) + kernel, entry, params.args, [grid], [block])
+        c.launch(helper_text(kernel) + kernel, entry, params.args, [grid], [block])
 
     def _splat(self, leaf: _Leaf, text: str) -> str:
         """Declaration of a variable that holds one number, in every lane."""
@@ -409,38 +340,6 @@ class _Kernel:
         ]
         return lines, -(-n // (_PER_ITEM * block)), block
 
-    def _helpers(self, kernel: str) -> str:
-        """The helper functions that a kernel calls, for the types it calls them for."""
-        text = []
-        for dtype in sorted(set(re.findall(r"\b(?:load|store)_([iu]\d+|float|double)\(", kernel))):
-            wide = register(_DTYPES[dtype], True)
-            text.append(f"VECTOR_ACCESS({dtype}, {wide})\n")
-        if text:
-            text.insert(0, gpurt_kernels.text("vector.h"))
-        whole = sorted(set(re.findall(r"\b([iu]\d+)_(?:div|mod|fmod|pow|shl|shr)\(", kernel)))
-        if whole or "to_odd(" in kernel:
-            text.append(gpurt_kernels.text("integer.h"))
-        for name in whole:
-            bits = int(name[1:])
-            text.append(f"INTEGER_FUNCTIONS({name}, u{max(bits, 32)}, {bits}, {int(name[0] == 'i')})\n")
-        for name in sorted(set(re.findall(r"\b(f(?:32|64)(?:x8)?_)", kernel))):
-            macros = {"F": _REALS[name], "N(x)": f"{name}##x", "L(c)": "c##f" if name.startswith("f32") else "c"}
-            if name == "f32_":
-                macros |= {"GP_SINGLE": "1", "FI": "i32", "AS_FI(x)": "AS_I32(x)", "AS_F(x)": "AS_F32(x)"}
-            elif name == "f32x8_":
-                macros |= {"GP_SINGLE": "1", "FI": "int8", "AS_FI(x)": "as_int8(x)", "AS_F(x)": "as_float8(x)"}
-            text += [f"#define {key} {value}\n" for key, value in macros.items()]
-            text.append(gpurt_kernels.text("math.h"))
-            text += [f"#undef {key.split('(')[0]}\n" for key in macros]
-        return "".join(text)
-
-
-_REALS: Final = {"f32_": "float", "f32x8_": "float8", "f64_": "double", "f64x8_": "double8"}
-_DTYPES: Final = {
-    kernel_name(np.dtype(t)): np.dtype(t)
-    for t in ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", np.float32, np.float64)
-}
-
 
 def _leaf(name: str, ref: Ref) -> _Leaf:
     const = ref.spec.const
@@ -455,4 +354,3 @@ def _scalar_load(leaf: _Leaf, at: str) -> str:
     if leaf.ref.dtype == F16:
         return f"LD_HALF(p{leaf.name}, {at})"
     return f"(p{leaf.name}[{at}] != 0)" if leaf.ref.dtype == BOOL else f"p{leaf.name}[{at}]"
-

@@ -118,7 +118,8 @@ class GraphRunner:
                 plans.move_to_end(signature)
                 return plan
             known = {n: _kept(s) for n, s in specs.items()}
-            slotted = frozenset(self.graph.inputs)
+            # What the host has is copied into the plan's own memory; what is on a device is used where it is.
+            slotted = frozenset(n for n in self.graph.inputs if n in env and env[n].host is not MISSING)
             builder = Builder(self._site, self.graph, known, slotted, self._site.devices)
             draft = builder.build(position, outputs_to_host=self._outputs_to_host)
             plan = Plan(draft, self._site.memories)

@@ -44,6 +44,7 @@ class Run:
         self._streams = streams
         self._after: list[Callable[[], None]] = []
         self._keep: list[Any] = []
+        self._finished = False
 
     def memory(self, space: int) -> DeviceMemory:
         """The owner of a memory space."""
@@ -68,14 +69,18 @@ class Run:
         self._keep.append(value)
 
     def after(self, action: Callable[[], None]) -> None:
-        """Do something once all queues are empty."""
-        self._after.append(action)
+        """Do something once all queues are empty: at the end of the run, or now if it has ended."""
+        if self._finished:
+            action()
+        else:
+            self._after.append(action)
 
     def finish(self) -> None:
         """Wait for all queues, then give back what was deferred."""
         for space in list(self._streams):
             self.synchronize(space)
         self._keep.clear()
+        self._finished = True
         while self._after:
             self._after.pop()()
 

@@ -21,11 +21,12 @@ from gpurt.optimizer import optimize
 from gpurt.options import SessionOptions
 from gpurt.partitioner import Assigner, Compiler, Decisions
 from gpurt.plan.runner import GraphRunner
-from gpurt.plan.values import Held
+from gpurt.plan.values import Held, aligned_empty
 from gpurt.provider import HOST, Provider, Unavailable
 from gpurt.session.explain import Explanation, explain
 from gpurt.session.feeds import check_feeds
 from gpurt.session.site import Evaluator, Site
+from gpurt.spec import Spec
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +79,11 @@ class InferenceSession:
         _set_severity(options.log_severity_level)
         _set_threads(options.intra_op_num_threads)
         times = {"start": time.perf_counter()}
-        self._providers = _open(providers, provider_options, strict=options.strict)
-        times["providers"] = time.perf_counter()
+        requests = registry.parse(_asked(providers), provider_options)
         loaded = load(path_or_bytes)
         times["load"] = time.perf_counter()
+        self._providers = _open(requests, asked=providers is not None, strict=options.strict)
+        times["providers"] = time.perf_counter()
         host = next(p for p in self._providers if p.memory_space == HOST)
         evaluator = Evaluator(host)
         self._decisions = Decisions()
@@ -187,14 +189,14 @@ class InferenceSession:
         return [known.index(name) for name in output_names]
 
 
-def _open(
-    providers: Sequence[Any] | None, provider_options: Sequence[Mapping[str, Any]] | None, *, strict: bool
-) -> list[Provider]:
+def _asked(providers: Sequence[Any] | None) -> Sequence[Any]:
+    return providers if providers is not None else [n for n in DEFAULT_PROVIDERS if n in registry.names()]
+
+
+def _open(requests: Sequence[registry.Request], *, asked: bool, strict: bool) -> list[Provider]:
     """Open the providers of the list; unusable ones are left out with one warning each, or an error under strict."""
-    asked = providers is not None
-    entries = providers if providers is not None else [n for n in DEFAULT_PROVIDERS if n in registry.names()]
     opened: list[Provider] = []
-    for request in registry.parse(entries, provider_options):
+    for request in requests:
         try:
             provider = registry.open_provider(request)
         except (Unavailable, ProviderError) as e:
@@ -216,30 +218,29 @@ def _open(
 
 
 def _owned(values: Sequence[Any], foreign: Sequence[Any]) -> list[Any]:
-    """Arrays that are the caller's alone, at 64-byte boundaries."""
-    from gpurt.plan.values import aligned_empty
-    from gpurt.spec import Spec
-
-    seen = {id(f) for f in foreign}
+    """Arrays that are the caller's alone, at 64-byte boundaries; copies are made only where they are not."""
+    taken = {id(_root(f)) for f in foreign if isinstance(f, np.ndarray)}
     owned = []
     for value in values:
-        if isinstance(value, np.ndarray) and value.dtype != object:
-            fresh = id(value) not in seen and value.flags.writeable and value.flags.c_contiguous
-            root = value
-            while isinstance(root.base, np.ndarray):
-                root = root.base
-            owned_root = id(root) not in seen and (value.base is None or root.flags.owndata)
-            if not (fresh and owned_root and value.ctypes.data % 64 == 0):
+        if isinstance(value, np.ndarray) and value.dtype.kind == "O":
+            value = value.copy()
+        elif isinstance(value, np.ndarray):
+            root = _root(value)
+            alone = id(root) not in taken and root.flags.owndata and value.flags.writeable
+            if not (alone and value.flags.c_contiguous and value.ctypes.data % 64 == 0):
                 copy = aligned_empty(Spec(value.dtype, value.shape))
                 copy[...] = value
                 value = copy
-            else:
-                seen.add(id(root))
-            seen.add(id(value))
-        elif isinstance(value, np.ndarray):
-            value = value.copy()
+            taken.add(id(_root(value)))
         owned.append(value)
     return owned
+
+
+def _root(array: np.ndarray) -> np.ndarray:
+    """The array that owns the memory of a view."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
 
 
 def _arg(info: GraphInput) -> NodeArg:

@@ -3,8 +3,8 @@
    precision. Single precision brings FI (integers as wide as F), AS_FI(x), AS_F(i) and the macro GP_SINGLE. */
 
 /* NumPy's maximum and minimum: a NaN operand wins. */
-FN F N(max)(const F a, const F b) { return (a > b) | (a != a) ? a : b; }
-FN F N(min)(const F a, const F b) { return (a < b) | (a != a) ? a : b; }
+FN F N(max)(const F a, const F b) { return ((a > b) | (a != a)) ? a : b; }
+FN F N(min)(const F a, const F b) { return ((a < b) | (a != a)) ? a : b; }
 
 FN F N(unit)(const F x) { return x < L(0.0) ? (F)L(0.0) : x > L(1.0) ? (F)L(1.0) : x; }
 
@@ -45,7 +45,7 @@ FN F N(tanh)(const F a) {
   F q = t * 1.19825839466702e-06f + 1.18534705686654e-04f;
   q = q * t + 2.26843463243900e-03f;
   q = q * t + 4.89352518554385e-03f;
-  return (a < 0.0004f) & (a > -0.0004f) ? a : x * p / q;
+  return ((a < 0.0004f) & (a > -0.0004f)) ? a : x * p / q;
 }
 
 /* The nearest value that float16 has, still as F: ties to even, 65520 and above to infinity. */

@@ -7,10 +7,11 @@ from typing import Final
 
 import numpy as np
 
-from gpurt.device.codegen import Step, emit
+from gpurt.device.codegen import emit
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.expressions import EXPRESSIONS
+from gpurt.device.steps import Step
 from gpurt.device.table import ANY, FLOATS, INTS, NUMERIC, Check, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import broadcast

@@ -1,9 +1,9 @@
 """Elementwise operators as C expressions, one text for scalar OpenCL, eight-wide OpenCL and CUDA.
 
 Templates are format strings over {a}, {b}, {c} (operands), {f} (prefix of the helper functions in math.h, by type),
-{t} (prefix of those in integer.h), {T} (type of the result), {U} (as the unsigned type, in which integers wrap), and the
-names of an operator's attributes. Reals are written as C doubles; the generator adds the suffix f where the operand is single. Conditions are
-vectors of 0 and -1 in eight-wide code, so a text combines them with & and | and never counts with them.
+{t} (prefix of those in integer.h), {T} (type of the result), {U} (as the unsigned type, in which integers wrap) and the
+names of an operator's attributes. Reals are written as C doubles; where the operand is single they get the suffix f.
+Conditions are vectors of 0 and -1 in eight-wide code: a text combines them with & and | and never counts with them.
 """
 
 from __future__ import annotations
@@ -274,9 +274,7 @@ def _cast(site: Site) -> str:
 
 def _cast_is_scalar(_: NodeView, dtypes: Sequence[np.dtype | None], dtype: np.dtype) -> bool:
     source = dtypes[0]
-    return source is not None and (
-        (dtype == F16 and source == F64) or (dtype == np.uint64 and source.kind == "f")
-    )
+    return source is not None and ((dtype == F16 and source == F64) or (dtype == np.uint64 and source.kind == "f"))
 
 
 def _shrink_whole(site: Site) -> str:
@@ -297,12 +295,14 @@ def _real(text: Text, *, costly: bool = False, **params: float) -> Expression:
     return Expression(text, params=tuple(params.items()), costly=costly)
 
 
+# Built-ins of both dialects whose names are the operators'.
+_FUNCTIONS: Final = (
+    "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cos", "Cosh", "Exp", "Log", "Sin", "Sinh", "Tan",
+)  # fmt: skip
 _COMPARISONS: Final = {"Less": "<", "LessOrEqual": "<=", "Greater": ">", "GreaterOrEqual": ">="}
 
 EXPRESSIONS: Final[dict[tuple[str, str], Expression]] = {
-    **{("", name): _real(f"{name.lower()}({{a}})", costly=True) for name in (
-        "Acos Acosh Asin Asinh Atan Atanh Cos Cosh Exp Log Sin Sinh Tan"
-    ).split()},
+    **{("", name): _real(f"{name.lower()}({{a}})", costly=True) for name in _FUNCTIONS},
     **{("", name): Expression(f"{{a}} {sign} {{b}}", f"{{a}} {sign} {{b}}", condition=True)
        for name, sign in _COMPARISONS.items()},
     **{("", name): Expression(whole=f"{{a}} {sign} {{b}}")

@@ -62,7 +62,7 @@ KFN(BLOCK, 1, 1) one_hot(INPUT(i64, at), TENSOR(T, y), const i64 n, const i64 r,
   const i64 end = begin + CHUNK < n ? begin + CHUNK : n;
   for (i64 i = begin; i < end; i++) {
     const i64 row = i / inner;
-    ST_T(y, i, at[row / r * inner + i % inner] == row % r ? 1 : 0);
+    ST_T(y, i, (T_ACC)(at[row / r * inner + i % inner] == row % r));
   }
 }
 """

@@ -164,7 +164,7 @@ def softmax(x: Array, axis: int = -1) -> Array:
     y = x - np.max(x, axis=axis, keepdims=True, initial=-np.inf)
     np.exp(y, out=y)
     y /= np.sum(y, axis=axis, keepdims=True)
-    return y
+    return np.asarray(y)
 
 
 @op("Softmax")

@@ -62,7 +62,7 @@ def _bias(
     if allowed is None:
         return None if mask is None else mask.astype(dtype)
     block = np.where(allowed, dtype.type(0), dtype.type(-np.inf))
-    return block if mask is None else block + mask.astype(dtype)
+    return np.asarray(block if mask is None else block + mask.astype(dtype))
 
 
 @op("Attention", wants_outputs=True)
@@ -153,9 +153,9 @@ def _softmax(scores: Array, bias: Array | None, precision: np.dtype[Any]) -> Arr
     else:
         y = softmax(scores.astype(precision, copy=False))
     if bias is None:
-        return y
+        return np.asarray(y)
     nowhere = np.isneginf(bias.max(axis=-1, keepdims=True))
-    return np.where(nowhere, y.dtype.type(0), y) if nowhere.any() else y
+    return np.asarray(np.where(nowhere, y.dtype.type(0), y)) if nowhere.any() else y
 
 
 @op("RotaryEmbedding")

@@ -32,7 +32,7 @@ SMALL_INTS = {
     np.dtype(ml_dtypes.int2): (-2, 1),
     np.dtype(ml_dtypes.uint2): (0, 3),
 }
-_FLOAT6 = {27: np.dtype(ml_dtypes.float6_e2m3fn), 28: np.dtype(ml_dtypes.float6_e3m2fn)}
+_FLOAT6: dict[int, np.dtype[Any]] = {27: np.dtype(ml_dtypes.float6_e2m3fn), 28: np.dtype(ml_dtypes.float6_e3m2fn)}
 
 _BLOCK = 1 << 15  # elements: a few float32 temporaries of this size fit a second-level cache
 

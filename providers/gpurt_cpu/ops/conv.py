@@ -278,7 +278,7 @@ def deform_conv(
         w.reshape(group, filters // group, -1), columns.reshape(n, group, channels // group * kh * kw, -1)
     )
     y = product.reshape(n, filters, *out)
-    return y if b is None else y + per_channel(b, 4)
+    return np.asarray(y if b is None else y + per_channel(b, 4))
 
 
 def _bilinear(x: Array, row: Array, column: Array) -> Array:

@@ -175,7 +175,7 @@ def one_hot_encoder(
     place = _looked_up(x, keys, np.arange(keys.size), -1)
     if not zeros and (place < 0).any():
         raise InvalidArgument("OneHotEncoder met a category that it does not list", remedy="Set zeros to 1 to allow it")
-    return (place[..., None] == np.arange(keys.size)).astype(np.float32)
+    return np.asarray((place[..., None] == np.arange(keys.size)).astype(np.float32))
 
 
 @op("DictVectorizer", domain=DOMAIN)

@@ -42,7 +42,8 @@ def _probit(p: Array) -> Array:
     x = 2 * p - 1
     log = np.log((1 - x) * (1 + x))
     half = 2 / (np.pi * 0.147) + 0.5 * log
-    return (1.41421356 * np.sign(x) * np.sqrt(np.sqrt(half * half - log / 0.147) - half)).astype(p.dtype)
+    y = 1.41421356 * np.sign(x) * np.sqrt(np.sqrt(half * half - log / 0.147) - half)
+    return np.asarray(y).astype(p.dtype)
 
 
 def labels_of(index: Array, ints: tuple[int, ...] | None, strings: tuple[str, ...] | None) -> Array:

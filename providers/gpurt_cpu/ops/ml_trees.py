@@ -49,7 +49,7 @@ def _walk(forest: _Forest, x: Array) -> Array:
         at = np.where(go, forest.true[at], forest.false[at])
         node[live] = at
         live = live[forest.mode[at] != _LEAF]
-    return forest.leaf[node].reshape(rows, trees)
+    return np.asarray(forest.leaf[node].reshape(rows, trees))
 
 
 def _compare(forest: _Forest, at: Array, value: Array) -> Array:

@@ -182,7 +182,7 @@ def _reflect(i: Array, length: int) -> Array:
     if length == 1:
         return np.zeros_like(i)
     around = np.mod(i, 2 * (length - 1))
-    return np.minimum(around, 2 * (length - 1) - around)
+    return np.asarray(np.minimum(around, 2 * (length - 1) - around))
 
 
 def _wrap(i: Array, length: int) -> Array:
@@ -275,4 +275,4 @@ def one_hot(indices: Array, depth: Array, values: Array, *, axis: int = -1) -> A
     whole = np.trunc(indices).astype(np.int64) if indices.dtype.kind == "f" else indices.astype(np.int64)
     whole = np.where(whole < 0, whole + size, whole)
     lanes = np.arange(size).reshape([-1 if i == axis else 1 for i in range(indices.ndim + 1)])
-    return np.where(np.expand_dims(whole, axis) == lanes, values[1], values[0])
+    return np.asarray(np.where(np.expand_dims(whole, axis) == lanes, values[1], values[0]))

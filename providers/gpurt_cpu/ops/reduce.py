@@ -138,7 +138,7 @@ def _extreme(find: Callable[..., Any], x: Array, *, axis: int, keepdims: int, la
     if not last:
         return np.asarray(find(x, axis=axis, keepdims=bool(keepdims))).astype(np.int64, copy=False)
     place = np.asarray(find(np.flip(x, axis), axis=axis, keepdims=bool(keepdims)))
-    return (x.shape[axis] - 1 - place).astype(np.int64, copy=False)
+    return np.asarray((x.shape[axis] - 1 - place).astype(np.int64, copy=False))
 
 
 @op("ArgMax")

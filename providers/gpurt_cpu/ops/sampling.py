@@ -19,7 +19,7 @@ def _reflected(x: Array, low: float, high: float) -> Array:
     if span <= 0:
         return np.full_like(x, low)
     around = np.mod(x - low, x.dtype.type(2 * span))
-    return low + np.minimum(around, 2 * span - around)
+    return np.asarray(low + np.minimum(around, 2 * span - around))
 
 
 def _taps(x: Array, mode: str) -> list[tuple[Array, Array | None]]:
@@ -77,16 +77,16 @@ def grid_sample(
     y = np.zeros((n, channels, math.prod(out)), dtype)
     for chosen in itertools.product(*axes):
         index = np.zeros((), np.int64)
-        weight: Any = dtype.type(1)
+        share: Any = dtype.type(1)
         for (whole, part, inside), length in zip(chosen, size, strict=True):
             index = index * length + whole
             if part is not None:
-                weight = weight * part
+                share = share * part
             if inside is not None:
-                weight = weight * inside
-        weight = np.broadcast_to(weight, index.shape)
+                share = share * inside
+        share = np.broadcast_to(share, index.shape)
         for i in range(n):
-            y[i] += np.take(flat[i], index[i], axis=1) * weight[i]
+            y[i] += np.take(flat[i], index[i], axis=1) * share[i]
     return y.reshape(n, channels, *out).astype(x.dtype, copy=False)
 
 

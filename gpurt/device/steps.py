@@ -1,0 +1,76 @@
+"""Groups of elementwise nodes before they are a kernel: steps over tensors, and broadcasting as strides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpurt.device.lowering import Ref
+from gpurt.device.ops.expressions import EXPRESSIONS
+from gpurt.graph.view import NodeView
+
+
+def eight_wide(node: NodeView, dtypes: Sequence[np.dtype | None], dtype: np.dtype) -> bool:
+    """Whether a node can be computed eight elements at a time."""
+    row = EXPRESSIONS[node.domain, node.op_type]
+    return row.scalar is None or not row.scalar(node, dtypes, dtype)
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """A node of a group.
+
+    Attributes:
+        operands: for each input the tensor (a Ref) or the step that it comes from; None where it is left out.
+        dtype: of the result.
+        shape: of the result.
+    """
+
+    node: NodeView
+    operands: Sequence[Ref | Step | None]
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def dtypes(self) -> list[np.dtype | None]:
+        """Dtypes of the operands."""
+        return [None if x is None else x.dtype for x in self.operands]
+
+    @property
+    def size(self) -> int:
+        """Number of elements of the result."""
+        return math.prod(self.shape)
+
+
+def collapse(shape: Sequence[int], operands: Sequence[Sequence[int]]) -> tuple[list[int], list[tuple[int, ...]]]:
+    """The fewest dimensions that walk a shape along dense operands broadcast to it, and each operand's strides.
+
+    Dimensions of size 1 vanish, and neighbours merge where every operand walks them as one.
+    """
+    strides = []
+    for dims in operands:
+        padded = (1,) * (len(shape) - len(dims)) + tuple(dims)
+        steps, step = [0] * len(shape), 1
+        for i in reversed(range(len(shape))):
+            steps[i] = step if padded[i] != 1 else 0
+            step *= padded[i]
+        strides.append(steps)
+    kept: list[int] = []
+    walks: list[list[int]] = [[] for _ in operands]
+    for i, dim in enumerate(shape):
+        if dim == 1:
+            continue
+        if kept and all(w[-1] == s[i] * dim for w, s in zip(walks, strides, strict=True)):
+            kept[-1] *= dim
+            for w, s in zip(walks, strides, strict=True):
+                w[-1] = s[i]
+        else:
+            kept.append(dim)
+            for w, s in zip(walks, strides, strict=True):
+                w.append(s[i])
+    if not kept:
+        return [1], [(0,) for _ in operands]
+    return kept, [tuple(w) for w in walks]

@@ -1,0 +1,43 @@
+"""Offsets of a plan's values."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpurt.memory.offsets import Lifetime, assign, lower_bound
+
+lifetimes = st.lists(
+    st.tuples(st.integers(0, 4000), st.integers(0, 20), st.integers(0, 6)).map(lambda t: Lifetime(t[0], t[1], t[1] + t[2])),
+    max_size=25,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(lifetimes, st.sampled_from([64, 128]))
+def test_values_alive_together_never_overlap(lives, alignment):
+    layout = assign(lives, alignment, 1 << 30)
+    for i, a in enumerate(lives):
+        block, offset = layout.places[i]
+        assert offset % alignment == 0
+        assert offset + a.nbytes <= layout.blocks[block]
+        for j in range(i):
+            b = lives[j]
+            other, start = layout.places[j]
+            if other == block and a.first <= b.last and b.first <= a.last and a.nbytes and b.nbytes:
+                assert offset + a.nbytes <= start or start + b.nbytes <= offset
+    assert layout.peak >= lower_bound(lives, alignment)
+
+
+def test_a_chain_needs_two_places():
+    lives = [Lifetime(1024, i, i + 1) for i in range(10)]
+    assert assign(lives, 128, 1 << 30).peak == lower_bound(lives, 128) == 2048
+
+
+def test_blocks_are_no_larger_than_the_device_allows():
+    lives = [Lifetime(600, 0, 9) for _ in range(5)]
+    layout = assign(lives, 64, 1300)
+    assert max(layout.blocks) <= 1300
+    assert len(layout.blocks) == 3
+
+
+def test_a_value_over_the_largest_block_gets_one_of_its_own():
+    assert assign([Lifetime(5000, 0, 0)], 64, 1000).blocks == [5056]
