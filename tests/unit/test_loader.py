@@ -215,6 +215,7 @@ def test_names_are_unique_everywhere() -> None:
             [node(op, ["w"], ["a"]), node("Add", ["a", "w_1"], ["y"])], "b", [], [info("y", 1, None)]
         )
         made.initializer.extend([numpy_helper.from_array(X, "w"), numpy_helper.from_array(X, "w_1")])
+        return made
 
     nodes = [
         node("Add", ["x", "w"], ["a"]),

@@ -117,10 +117,11 @@ def slice_op(x: Array, starts: Array, ends: Array, axes: Array | None = None, st
         axis = axis_in(axis, x.ndim)
         if step == 0:
             raise InvalidArgument("Slice has a step of 0", remedy="Use a positive or a negative step")
-        if step < 0 and end < -x.shape[axis]:
-            index[axis] = slice(start if start >= -x.shape[axis] else None, None, step)
-            if start < -x.shape[axis]:
-                index[axis] = slice(0, 0)
+        length = x.shape[axis]
+        if step < 0 and length:
+            # Unlike Python's, a start before the first element is moved onto it.
+            stop = end + length if end < 0 else end
+            index[axis] = slice(max(start, -length), None if stop < 0 else stop, step)
         else:
             index[axis] = slice(start, end, step)
     return x[tuple(index)]

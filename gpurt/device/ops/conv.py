@@ -1,0 +1,160 @@
+"""Conv (ONNX 22) in one to three dimensions as a product over padded planes; depthwise and grouped too."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpurt.device.driver import DeviceInfo
+from gpurt.device.lowering import Lowering, Ref
+from gpurt.device.ops.gemm import FLOAT32, I32_MAX, Columns, Mat, Panels, gemm, panels
+from gpurt.device.table import op
+from gpurt.graph.view import NodeView
+from gpurt.infer.shapes import conv_geometry, window_arguments
+from gpurt.provider import Refused
+
+Triple = tuple[int, int, int]
+SLACK = 16 * 16  # elements behind the planes that the last tile of columns may read
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """A convolution with three spatial axes; missing leading ones have size 1.
+
+    Attributes:
+        n, channels: batch and input channels.
+        size: input sizes.
+        kernel, stride, dilation: of the window.
+        begin: pads at the begin.
+        out: output sizes.
+        group: number of groups.
+        filters: output channels.
+    """
+
+    n: int
+    channels: int
+    size: Triple
+    kernel: Triple
+    stride: Triple
+    dilation: Triple
+    begin: Triple
+    end: Triple
+    out: Triple
+    group: int
+    filters: int
+
+    @property
+    def k(self) -> int:
+        """Length of the sum for one output element."""
+        return self.channels // self.group * math.prod(self.kernel)
+
+    @property
+    def pixels(self) -> int:
+        return math.prod(self.out)
+
+
+def geometry(node: NodeView, x: tuple[int, ...], w: tuple[int, ...]) -> Geometry:
+    """The convolution's numbers by attributes and shapes."""
+    rank = len(x) - 2
+    stride, dilation, _ = window_arguments(rank, node.attr("strides"), node.attr("dilations"), None)
+    out, begin, end = conv_geometry(
+        x[2:], w[2:], stride, dilation, node.attr("pads"), node.attr("auto_pad", "NOTSET")
+    )  # fmt: skip
+    return Geometry(
+        x[0], x[1], three(x[2:], 1), three(w[2:], 1), three(stride, 1), three(dilation, 1), three(begin, 0),
+        three(end, 0), three(out, 1), node.attr("group", 1), w[0],
+    )  # fmt: skip
+
+
+def three(values: tuple[int, ...], fill: int) -> Triple:
+    """One to three values as three, filled up in front."""
+    filled = (fill,) * (3 - len(values)) + tuple(values)
+    return filled[0], filled[1], filled[2]
+
+
+def _check(node: NodeView, _: DeviceInfo) -> str | None:
+    x = node.inputs[0]
+    if x is not None and x.rank is not None and not 3 <= x.rank <= 5:
+        return f"{node.op} with {x.rank - 2} spatial axes"
+    return None
+
+
+@op("Conv", types="float32 float16", check=_check)
+def conv(c: Lowering) -> None:
+    """Conv (ONNX 22): groups, strides, dilations, all paddings, optional bias."""
+    x, w, y = c.input(0), c.input(1), c.output()
+    if not 3 <= x.spec.rank <= 5:
+        raise Refused(f"Conv with {x.spec.rank - 2} spatial axes")
+    g = geometry(c.node, x.shape, w.shape)
+    if y.size == 0:
+        return
+    bias = c.input(2) if c.has(2) else None
+    if g.group == 1 and g.kernel == g.size and not any(g.begin) and not any(g.end):
+        _dense(c, g, x, w, y, bias)
+        return
+    rows, pixels = g.filters // g.group, g.pixels
+    batch = (g.n, g.group)
+    a = Mat(w, g.k, 1, (0, rows * g.k))
+    out = Mat(y, pixels, 1, (g.filters * pixels, rows * pixels))
+    add = None if bias is None else Mat(bias, 1, 0, (0, rows))
+    size = (rows, pixels, g.k)
+    plain = all(v == 1 for v in (*g.kernel, *g.stride)) and not any(g.begin) and not any(g.end)
+    if plain:
+        channels = g.channels // g.group
+        gemm(c, a, Mat(x, pixels, 1, (g.channels * pixels, channels * pixels)), out, size, batch, add=add)
+    else:
+        gemm(c, a, padded_columns(c, g, x), out, size, batch, add=add)
+
+
+def _dense(c: Lowering, g: Geometry, x: Ref, w: Ref, y: Ref, bias: Ref | None) -> None:
+    # The window covers the whole input, so there is one pixel for an image: images are the rows of a product.
+    packed = None
+    if c.cpu_class and g.n > 0:
+        k = g.k
+        packed = c.packed(1, "conv as panels", lambda v: _panels_of(v, k))
+    b: Mat | Panels = Mat(w, 1, g.k) if packed is None else Panels(packed)
+    add = None if bias is None else Mat(bias, 0, 1)
+    gemm(c, Mat(x, g.k, 1), b, Mat(y, g.filters, 1), (g.n, g.filters, g.k), add=add)
+
+
+def _panels_of(w: np.ndarray, k: int) -> np.ndarray:
+    return panels(w.reshape(-1, k).T)
+
+
+def padded_columns(c: Lowering, g: Geometry, x: Ref) -> Columns:
+    """Emit the copy of x into padded planes, and describe the convolution's columns in them."""
+    # Each axis: taps with their phase and shift; only phases that a tap reads are made.
+    taps = [[divmod(i * d, s) for i in range(k)] for k, d, s in zip(g.kernel, g.dilation, g.stride, strict=True)]
+    phases = [sorted({phase for _, phase in axis}) for axis in taps]
+    plane = [o + max(shift for shift, _ in axis) for o, axis in zip(g.out, taps, strict=True)]
+    plane_size = math.prod(plane)
+    all_phases = list(itertools.product(*phases))
+    first = np.array([[p - b for p, b in zip(phase, g.begin, strict=True)] for phase in all_phases], np.int32)
+    number = {phase: i for i, phase in enumerate(all_phases)}
+    offsets = [
+        number[d[1], h[1], w[1]] * plane_size + (d[0] * plane[1] + h[0]) * plane[2] + w[0]
+        for d, h, w in itertools.product(*taps)
+    ]
+    per_channel = len(all_phases) * plane_size
+    channels = g.channels // g.group
+    if channels * per_channel > I32_MAX or plane_size > I32_MAX:
+        raise Refused(f"{c.node.op}: the padded input of a group has more than 2^31 elements")
+    table = (np.arange(channels)[:, None] * per_channel + np.array(offsets)[None, :]).astype(np.int32)
+    dtype = FLOAT32 if c.cpu_class else x.dtype
+    planes = c.temp(dtype, (g.n * g.channels * per_channel + SLACK,))
+    images = g.n * g.channels
+    grid = images * len(all_phases) if c.cpu_class else -(-images * per_channel // 256)
+    sizes = (images, len(all_phases), *g.size, *plane, *g.stride)
+    c.launch(
+        "conv_pad.cl",
+        "conv_pad",
+        [x, planes, c.constant(first), *(np.int32(v) for v in sizes)],
+        [grid],
+        [1 if c.cpu_class else 256],
+        types={"T": x.dtype, "TP": dtype},
+    )
+    batch = (g.channels * per_channel, channels * per_channel)
+    return Columns(planes, c.constant(table.reshape(-1)), (plane[1], plane[2]), g.out, batch)

@@ -1,0 +1,109 @@
+"""Any graph, any assignment of nodes to devices: the same values as the host alone, and no copy too many."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+from conftest import PLUGIN
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+import gpurt
+from gpurt import registry
+from gpurt.provider import Capability
+
+UNARY, BINARY = ("Relu", "Neg"), ("Add", "Mul", "Sub")
+
+
+@pytest.fixture(scope="module")
+def devices():
+    """Three simulated devices that claim the nodes whose name ends in their letter."""
+    sys.path.insert(0, str(PLUGIN))
+    try:
+        from gpurt_sim import SimProvider
+    finally:
+        sys.path.remove(str(PLUGIN))
+
+    def make(letter):
+        class Part(SimProvider):
+            name = f"sim{letter}"
+
+            def __init__(self, index, limit):
+                super().__init__(index, limit)
+                self.device = self.memory_space = f"sim{letter}:{index}"
+
+            def get_capability(self, graph):
+                answer = super().get_capability(graph)
+                mine = [c for c in answer.claims if c[0].endswith(letter)]
+                rest = {n: "another letter" for c in answer.claims for n in c if not n.endswith(letter)}
+                return Capability(mine, {**answer.refused, **rest})
+
+        return Part
+
+    parts = [make(letter) for letter in "abc"]
+    for part in parts:
+        registry.register(part)
+    yield [p.name for p in parts]
+    for part in parts:
+        registry.unregister(part.name)
+
+
+@st.composite
+def graphs(draw):
+    values = ["x0", "x1"]
+    nodes = []
+    for k in range(draw(st.integers(1, 14))):
+        place = draw(st.sampled_from("abch"))
+        if draw(st.booleans()):
+            op, ins = draw(st.sampled_from(UNARY)), [draw(st.sampled_from(values))]
+        else:
+            op, ins = draw(st.sampled_from(BINARY)), [draw(st.sampled_from(values)) for _ in range(2)]
+        nodes.append(helper.make_node(op, ins, [f"v{k}"], f"n{k}{place}"))
+        values.append(f"v{k}")
+    outputs = sorted(set(draw(st.lists(st.sampled_from(values[2:]), min_size=1, max_size=3))))
+    return nodes, outputs
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(graphs(), st.integers(0, 2**31))
+def test_values_and_copies(devices, graph, seed):
+    nodes, outputs = graph
+    kind = TensorProto.FLOAT16
+    model = helper.make_model(
+        helper.make_graph(
+            nodes, "g", [helper.make_tensor_value_info(n, kind, [2, 3]) for n in ("x0", "x1")],
+            [helper.make_tensor_value_info(n, kind, [2, 3]) for n in outputs],
+        ),
+        opset_imports=[helper.make_opsetid("", 21)], ir_version=10,
+    )  # fmt: skip
+    rng = np.random.default_rng(seed)
+    feeds = {n: (rng.integers(-2, 3, (2, 3)) / 2).astype(np.float16) for n in ("x0", "x1")}
+    session = gpurt.InferenceSession(model, providers=[*devices, "cpu"])
+    want = gpurt.InferenceSession(model, providers=["cpu"]).run(None, feeds)
+    for _ in range(2):
+        for got, expected in zip(session.run(None, feeds), want, strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+    report = session.explain().to_dict()
+    home = {"x0": "cpu", "x1": "cpu"}
+    alive = {n["name"] for n in report["nodes"]}
+    needed = Counter()
+    for node in nodes:
+        if node.name not in alive:
+            continue
+        letter = node.name[-1]
+        target = "cpu" if letter == "h" else f"sim{letter}:0"
+        assert next(n["device"] for n in report["nodes"] if n["name"] == node.name) == target
+        for name in set(node.input):
+            if home[name] != target:
+                needed[name, home[name], target] = 1
+        home[node.output[0]] = target
+    for name in outputs:
+        if home[name] != "cpu":
+            needed[name, home[name], "cpu"] = 1
+    assert Counter((c["value"], c["from"], c["to"]) for c in report["copies"]) == needed
+    assert all(c["bytes"] == 12 for c in report["copies"])
