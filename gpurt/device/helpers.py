@@ -38,6 +38,8 @@ def helper_text(kernel: str) -> str:
             macros |= {"GP_SINGLE": "1", "FI": "i32", "AS_FI(x)": "AS_I32(x)", "AS_F(x)": "AS_F32(x)"}
         elif name == "f32x8_":
             macros |= {"GP_SINGLE": "1", "FI": "int8", "AS_FI(x)": "as_int8(x)", "AS_F(x)": "as_float8(x)"}
+        if name.endswith("x8_"):
+            macros["LANE"] = _REALS[name][:-1]
         text += [f"#define {key} {value}\n" for key, value in macros.items()]
         text.append(gpurt_kernels.text("math.h"))
         text += [f"#undef {key.split('(')[0]}\n" for key in macros]

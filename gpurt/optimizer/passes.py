@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gpurt import dtypes
+from gpurt.graph.edit import is_constant
 from gpurt.graph.view import NodeView
 from gpurt.loader import Views
 from gpurt.options import GraphOptimizationLevel
@@ -82,11 +83,6 @@ def all_graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
                 for inner in attr.as_graphs():
                     yield from all_graphs(inner)
     yield graph
-
-
-def is_constant(value: ir.Value | None) -> bool:
-    """Whether a value is an initializer that no caller can override."""
-    return value is not None and value.is_initializer() and not value.is_graph_input() and value.const_value is not None
 
 
 class IdentityElimination:

@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from gpurt import dtypes
+from gpurt.graph.edit import is_constant
 from gpurt.graph.view import GraphView, NodeView, ValueView
 from gpurt.infer.types import result_dtypes
 from gpurt.loader import Names, Views
-from gpurt.optimizer.passes import is_constant
 from gpurt.partitioner.result import Decisions
 from gpurt.provider import Provider
 

@@ -87,7 +87,7 @@ def _scan(site: Site, item: ControlItem, run: Run, env: dict[str, Held]) -> list
     scans: list[list[Held]] = [[] for _ in range(wanted)]
     for step in range(length):
         slices = [a[length - 1 - step if back else step] for a, back in zip(moved, backward, strict=True)]
-        outputs = _body(site, item, "body", run, env, [*states, *(Held(np.ascontiguousarray(s)) for s in slices)])
+        outputs = _body(site, item, "body", run, env, [*states, *(Held(np.array(s, order="C")) for s in slices)])
         states = outputs[: len(states)]
         for scan, held in zip(scans, outputs[len(states) :], strict=False):
             scan.append(held)

@@ -151,7 +151,8 @@ apply(INPUT(T, x), INPUT(A, statistics), TENSOR(U, y), const i64 n, const i64 n1
 #define BIAS_OF(v, i) (v)
 #endif
 KFN(BLOCK, 1, 1)
-add_skip(INPUT(T, x), INPUT(T, skip), BIAS_PARAM TENSOR(T, y), const i64 n, const i64 r, const i64 skips) {
+add_skip(INPUT(T, x), INPUT(T, skip), BIAS_PARAM TENSOR(T, y), const i64 n, const i64 per, const i64 r,
+         const i64 skips) {
   OPEN_IN(T, x);
   OPEN_IN(T, skip);
 #ifdef BIAS
@@ -159,9 +160,9 @@ add_skip(INPUT(T, x), INPUT(T, skip), BIAS_PARAM TENSOR(T, y), const i64 n, cons
 #endif
   OPEN(T, y);
 #ifdef GP_CPU_CLASS
-  /* An item has whole rows of r, CHUNK of them. */
-  const i64 begin = GROUP(0) * CHUNK * r;
-  const i64 end = begin + CHUNK * r < n ? begin + CHUNK * r : n;
+  /* An item has `per` whole rows. */
+  const i64 begin = GROUP(0) * per * r;
+  const i64 end = begin + per * r < n ? begin + per * r : n;
   for (i64 row = begin; row < end; row += r) {
     const GLOBAL T *p = x + row, *s = skip + row % skips;
     i64 i = 0;

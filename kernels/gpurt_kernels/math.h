@@ -1,6 +1,7 @@
 /* Functions of reals that elementwise kernels call. The text is compiled once for each type F that a program uses:
    F is float, float8, double or double8, N(x) puts the type's prefix before a name, L(c) spells a constant in its
-   precision. Single precision brings FI (integers as wide as F), AS_FI(x), AS_F(i) and the macro GP_SINGLE. */
+   precision. Single precision brings FI (integers as wide as F), AS_FI(x), AS_F(i) and the macro GP_SINGLE; eight
+   lanes bring LANE, the type of one. */
 
 /* NumPy's maximum and minimum: a NaN operand wins. */
 FN F N(max)(const F a, const F b) { return ((a > b) | (a != a)) ? a : b; }
@@ -14,6 +15,24 @@ FN F N(mod)(const F a, const F b) {
   const F moved = (r < L(0.0)) != (b < L(0.0)) ? r + b : r;
   return r == L(0.0) ? copysign(r, b) : moved;
 }
+
+/* In PoCL a lane that needs the long reduction of its angle (from 125 on, and infinity) spoils the lanes beside it. */
+#ifdef LANE
+#define TRIGONOMETRIC(name)                                                   \
+  FN F N(name)(const F x) {                                                   \
+    if (all(fabs(x) < L(100.0))) return name(x);                              \
+    F y;                                                                      \
+    for (i32 k = 0; k < 8; k++) ((LANE *)&y)[k] = name(((const LANE *)&x)[k]); \
+    return y;                                                                 \
+  }
+#else
+#define TRIGONOMETRIC(name) \
+  FN F N(name)(const F x) { return name(x); }
+#endif
+TRIGONOMETRIC(sin)
+TRIGONOMETRIC(cos)
+TRIGONOMETRIC(tan)
+#undef TRIGONOMETRIC
 
 #ifdef GP_SINGLE
 /* Rational approximations (the minimax coefficients that Eigen uses too) over arguments clamped to where the function
@@ -45,7 +64,8 @@ FN F N(tanh)(const F a) {
   F q = t * 1.19825839466702e-06f + 1.18534705686654e-04f;
   q = q * t + 2.26843463243900e-03f;
   q = q * t + 4.89352518554385e-03f;
-  return ((a < 0.0004f) & (a > -0.0004f)) ? a : x * p / q;
+  const F y = a > 8.3f ? (F)1.0f : a < -8.3f ? (F)-1.0f : x * p / q;
+  return ((a < 0.0004f) & (a > -0.0004f)) ? a : y;
 }
 
 /* The nearest value that float16 has, still as F: ties to even, 65520 and above to infinity. */
@@ -66,8 +86,9 @@ FN F N(tanh)(const F x) { return tanh(x); }
 #endif
 
 FN F N(gelu)(const F x) { return L(0.5) * x * (L(1.0) + N(erf)(x * L(0.7071067811865476))); }
+/* (1 + tanh(u)) / 2 is 1 / (1 + exp(-2 u)), which loses nothing to cancellation. */
 FN F N(gelu_tanh)(const F x) {
-  return L(0.5) * x * (L(1.0) + N(tanh)(L(0.7978845608028654) * (x + L(0.044715) * (x * x * x))));
+  return x / (L(1.0) + exp(L(-1.5957691216057308) * (x + L(0.044715) * (x * x * x))));
 }
 FN F N(softplus)(const F x) { return (x < L(0.0) ? (F)L(0.0) : x) + log1p(exp(-fabs(x))); }
 

@@ -87,7 +87,7 @@ FN A row_square_sum(const GLOBAL T *p, i32 r, A mean) {
   return sum;
 }
 
-KFN(1, 1, 1) normalize(PARAMS, GEOMETRY) {
+KFN(1, 1, 1) normalize_rows(PARAMS, GEOMETRY) {
   OPEN_ALL;
   const i64 first = GROUP(0) * per;
   const i64 last = first + per < rows ? first + per : rows;
@@ -153,7 +153,7 @@ KFN(1, 1, 1) normalize(PARAMS, GEOMETRY) {
 #else
 
 /* ROW_GROUP items share a row, or each item has its own where rows are short: then the tree has one leaf. */
-KFN(BLOCK, 1, 1) normalize(PARAMS, GEOMETRY) {
+KFN(BLOCK, 1, 1) normalize_rows(PARAMS, GEOMETRY) {
 #ifdef SHARED_ROW
   SHARED A tile[BLOCK];
 #define FIRST ITEM(0)

@@ -59,7 +59,7 @@ class OpenCLDriver:
 
     def build(self, source: str, name: str) -> cl.Program:
         """Compile for this device. Raises EPFail with the compiler's log."""
-        options = ["-cl-std=CL1.2", "-cl-mad-enable"]
+        options = ["-cl-std=CL1.2", "-cl-mad-enable", "-w"]
         try:
             # PyOpenCL's cache is off: the runtimes keep their own, and ours is keyed by content.
             program: cl.Program = cl.Program(self.context, source).build(options, cache_dir=False)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from gpurt.device import MEMORY_OPTIONS, DeviceProvider
-from gpurt.errors import InvalidArgument
+from gpurt.errors import EPFail, InvalidArgument
 from gpurt.provider import Device, Provider
 
 
@@ -24,12 +24,16 @@ class OpenCLProvider(DeviceProvider):
     @classmethod
     def probe(cls) -> Sequence[Device]:
         """GPUs first, then accelerators, CPUs (pip's PoCL, other PoCLs, Intel's, the rest) and emulators."""
-        from gpurt_opencl.discovery import devices
+        from gpurt_opencl.discovery import describe, devices
 
-        return [
-            Device(f"opencl:{i}", f"{d.name.strip()} ({d.platform.name.strip()} {d.platform.version.strip()})", kind)
-            for i, (kind, d) in enumerate(devices())
-        ]
+        return [Device(f"opencl:{i}", describe(d), kind) for i, (kind, d) in enumerate(devices())]
+
+    @classmethod
+    def notes(cls) -> Sequence[str]:
+        """What `gpurt doctor` should say besides the devices."""
+        from gpurt_opencl.discovery import notes
+
+        return notes()
 
     @classmethod
     def open(cls, index: int | None, options: Mapping[str, Any]) -> Provider:
@@ -38,11 +42,19 @@ class OpenCLProvider(DeviceProvider):
 
         kernel_class = options.get("kernel_class", "auto")
         if kernel_class not in ("auto", "gpu", "cpu"):
-            raise InvalidArgument(
-                f"kernel_class is {kernel_class!r}", provider="opencl", remedy="Use auto, gpu or cpu"
-            )
+            raise InvalidArgument(f"kernel_class is {kernel_class!r}", provider="opencl", remedy="Use auto, gpu or cpu")
         number, device = choose(index, options.get("platform"), options.get("device"))
         return cls(_driver(device, kernel_class), f"opencl:{number}", options)
+
+    def synchronize(self, stream: Any) -> None:
+        """See DeviceMemory. Raises EPFail in a child that was forked: a driver without its threads never finishes."""
+        from gpurt_opencl.discovery import forked
+
+        if forked():
+            raise EPFail(
+                "a session does not survive a fork", provider="opencl", remedy="Start processes with the spawn method"
+            )
+        super().synchronize(stream)
 
 
 _DRIVERS: dict[tuple[int, str], Any] = {}
@@ -58,5 +70,3 @@ def _driver(device: Any, kernel_class: str) -> Any:
         if key not in _DRIVERS:
             _DRIVERS[key] = OpenCLDriver(device, kernel_class)
         return _DRIVERS[key]
-
-

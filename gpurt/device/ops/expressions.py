@@ -132,7 +132,8 @@ def cast(text: str, source: np.dtype, target: np.dtype, vector: bool) -> str:
     if target == source:
         return text
     if target == BOOL:
-        mask = f"{text} != 0"
+        zero = f"({register(source, True)})(0)" if vector else "0"
+        mask = f"{text} != {zero}"
         return f"convert_int8({mask})" if vector and width(source) != 4 else f"({mask})"
     convert = f"convert_{to}" if vector else f"({to})"
     if source == BOOL:
@@ -248,6 +249,10 @@ def _power(site: Site) -> str:
     return site.format("{t}pow({a}, (u64)" + y + f", {negative})")
 
 
+def _power_is_scalar(_: NodeView, dtypes: Sequence[np.dtype | None], __: np.dtype) -> bool:
+    return dtypes[0] not in (F16, F32)  # PoCL's pow of double8 gives wrong lanes beside infinities
+
+
 def _shift(site: Site) -> str:
     return site.format("{t}shl({a}, {b})" if site.node.attr("direction") == "LEFT" else "{t}shr({a}, {b})")
 
@@ -297,7 +302,7 @@ def _real(text: Text, *, costly: bool = False, **params: float) -> Expression:
 
 # Built-ins of both dialects whose names are the operators'.
 _FUNCTIONS: Final = (
-    "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cos", "Cosh", "Exp", "Log", "Sin", "Sinh", "Tan",
+    "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cosh", "Exp", "Log", "Sinh",
 )  # fmt: skip
 _COMPARISONS: Final = {"Less": "<", "LessOrEqual": "<=", "Greater": ">", "GreaterOrEqual": ">="}
 
@@ -320,15 +325,18 @@ EXPRESSIONS: Final[dict[tuple[str, str], Expression]] = {
     ("", "Div"): Expression("{a} / {b}", "{t}div({a}, {b})", scalar=_whole_is_scalar),
     # PoCL's eight-wide fmod gives wrong lanes beside a lane that divides by zero.
     ("", "Mod"): Expression(_mod, _mod, costly=True, scalar=lambda *_: True),
-    ("", "Pow"): Expression(_power, _power, costly=True, scalar=_whole_is_scalar),
-    ("", "Abs"): Expression("fabs({a})", "{a} < 0 ? -{U}({a}) : {U}({a})"),
+    ("", "Pow"): Expression(_power, _power, costly=True, scalar=_power_is_scalar),
+    ("", "Abs"): Expression("fabs({a})", "{a} < ({T})0 ? -{U}({a}) : {U}({a})"),
     ("", "Neg"): Expression("-{a}", "-{U}({a})"),
-    ("", "Sign"): Expression("{a} > 0.0 ? 1.0 : {a} < 0.0 ? -1.0 : {a}", "{a} > 0 ? ({T})1 : {a} < 0 ? ({T})-1 : {a}"),
+    ("", "Sign"): Expression("{a} > 0.0 ? 1.0 : {a} < 0.0 ? -1.0 : {a}", "{a} > ({T})0 ? ({T})1 : {a} < ({T})0 ? ({T})-1 : {a}"),
     ("", "Ceil"): _real("ceil({a})"),
     ("", "Floor"): _real("floor({a})"),
     ("", "Round"): _real("rint({a})"),
     ("", "Sqrt"): _real("sqrt({a})"),
     ("", "Reciprocal"): _real("1.0 / {a}"),
+    ("", "Sin"): _real("{f}sin({a})", costly=True),
+    ("", "Cos"): _real("{f}cos({a})", costly=True),
+    ("", "Tan"): _real("{f}tan({a})", costly=True),
     ("", "Erf"): _real("{f}erf({a})", costly=True),
     ("", "Tanh"): _real("{f}tanh({a})", costly=True),
     ("", "Max"): Expression(_fold("{f}max({a}, {b})"), _fold("max({a}, {b})")),
@@ -339,9 +347,9 @@ EXPRESSIONS: Final[dict[tuple[str, str], Expression]] = {
     ("", "Where"): Expression(truth=_where),
     ("", "Cast"): Expression(_cast, _cast, _cast, scalar=_cast_is_scalar),
     ("", "CastLike"): Expression(_cast, _cast, _cast, scalar=_cast_is_scalar),
-    ("", "Relu"): Expression("{a} < 0.0 ? 0.0 : {a}", "{a} < 0 ? ({T})0 : {a}"),
+    ("", "Relu"): Expression("{a} < 0.0 ? 0.0 : {a}", "{a} < ({T})0 ? ({T})0 : {a}"),
     ("", "LeakyRelu"): _real("{a} < 0.0 ? {alpha} * {a} : {a}", alpha=0.01),
-    ("", "PRelu"): Expression("{a} < 0.0 ? {b} * {a} : {a}", "{a} < 0 ? {U}({a}) * {U}({b}) : {U}({a})"),
+    ("", "PRelu"): Expression("{a} < 0.0 ? {b} * {a} : {a}", "{a} < ({T})0 ? {U}({a}) * {U}({b}) : {U}({a})"),
     ("", "ThresholdedRelu"): _real("{a} > {alpha} ? {a} : 0.0", alpha=1.0),
     ("", "Elu"): _real("{a} > 0.0 ? {a} : {alpha} * expm1({a})", costly=True, alpha=1.0),
     ("", "Selu"): _real("{gamma} * ({a} > 0.0 ? {a} : {alpha} * expm1({a}))", costly=True,

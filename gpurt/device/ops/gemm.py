@@ -183,9 +183,11 @@ class _Product:
             if m == 1 and b.row == 1 and a.col == 1 and b.col != 1:
                 return self._rows(b.t, a, y, 1, add, 0 if add is None else add.col, n)
         a = Mat(as_float(self.c, a.ref), a.row, a.col, a.batch)
-        rows, vectors = self._tile(isinstance(b, Columns))
+        rows, vectors = self._tile()
         if isinstance(b, Mat):
-            direct = b.col == 1 and n >= 16 * vectors and (m <= 2 * rows or b.ref.dtype == FLOAT16 and m <= 4)
+            # Packing pays where B is read often, or where its rows lie so that they crowd the same lines of the cache.
+            often = m > 32 * rows or (m > 2 * rows and b.row % 256 == 0)
+            direct = b.col == 1 and n >= 16 * vectors and not often
             b = Mat(as_float(self.c, b.ref), b.row, b.col, b.batch) if direct else self._pack(b)
         mode, b_row = (0, 0) if isinstance(b, Panels) else (1, b.row) if isinstance(b, Mat) else (2, 0)
         args = [a.ref, *_i64(a.row, a.col), *self._strides(a), b.ref, *_i64(b_row), *self._strides(b)]
@@ -203,7 +205,7 @@ class _Product:
              "T_IS_FLOAT": int(y.ref.dtype == FLOAT32)},
         )  # fmt: skip
 
-    def _tile(self, columns: bool) -> tuple[int, int]:
+    def _tile(self) -> tuple[int, int]:
         """Rows and vectors of 16 of the register tile: as many accumulators as the device's registers hold."""
         m, n, _ = self.size
         wide = self.c.info.vector_width >= 16
@@ -213,7 +215,6 @@ class _Product:
             rows, most = 4, 4 if wide else 1
         else:
             rows, most = (8, 2) if wide else (6, 1)
-        del columns
         needed = 1 << max(-(-n // 16) - 1, 0).bit_length()
         return rows, min(most, needed)
 

@@ -100,7 +100,7 @@ def softmax(at: Site) -> None:
     at.replace(at.op("Reshape", [done, at.op("Shape", [x])]))
 
 
-@upgrade("Dropout", upto=11, types=True)
+@upgrade("Dropout", upto=11)
 def dropout(at: Site) -> None:
     """``Dropout(x; ratio) -> Dropout(x, ratio)``: nothing is dropped in inference; old masks were no booleans."""
     at.pop("is_test")
@@ -111,7 +111,7 @@ def dropout(at: Site) -> None:
         at.replace(y, at.op("CastLike", [mask, x]))
 
 
-@upgrade("BatchNormalization", upto=13, types=True)
+@upgrade("BatchNormalization", upto=13)
 def batch_normalization(at: Site) -> None:
     """Inference form with one output; ``spatial=0``, with statistics for every position, is spelled out."""
     at.pop("is_test")

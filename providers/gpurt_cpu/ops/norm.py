@@ -93,7 +93,7 @@ def skip_layer_normalization(
     beta: Array | None = None,
     bias: Array | None = None,
     *,
-    epsilon: float = 1e-5,
+    epsilon: float = 1e-12,
     outputs: tuple[bool, ...] = (True,),
 ) -> Any:
     total = widen(x) + widen(skip)

@@ -29,7 +29,10 @@ class _Rule:
 
 def _origins(rule: _Rule, length: int, size: int, scale: float, roi: tuple[float, float]) -> Array:
     """Place in the input of each element of an axis of the output."""
-    x = np.arange(size, dtype=np.float64)
+    # Nearest neighbours are chosen in float32, as ONNX Runtime does, so that ties fall alike.
+    dtype = np.float32 if rule.mode == "nearest" else np.float64
+    x = np.arange(size, dtype=dtype)
+    scale = dtype(scale)
     target = scale * length  # may be fractional
     match rule.coordinates:
         case "half_pixel":

@@ -1,0 +1,70 @@
+"""Every ONNX backend case on the host, on OpenCL before the host, and a sample in the kernel class of GPUs.
+
+GPURT_BACKEND_SAMPLE=1 runs all cases in the GPU class too (ci/conformance.py does).
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from cases import cases, differs
+from exclusions import EXCLUDED, reason
+
+import gpurt
+from gpurt import registry
+
+LISTS = {
+    "cpu": ["cpu"],
+    "opencl": ["opencl", "cpu"],
+    "opencl-gpu-class": [("opencl", {"kernel_class": "gpu"}), "cpu"],
+}
+SAMPLE = int(os.environ.get("GPURT_BACKEND_SAMPLE", "4"))
+NATIVE_FLOOR = 1000  # node cases wholly on opencl in its default class
+_native: set[str] = set()
+_ran: set[str] = set()
+
+
+def _parameters():
+    for label in LISTS:
+        for k, name in enumerate(sorted(cases())):
+            if label != "opencl-gpu-class" or k % SAMPLE == 0:
+                yield pytest.param(label, name, id=f"{label}-{name}")
+
+
+@pytest.mark.parametrize(("label", "name"), list(_parameters()))
+def test_backend(label, name):
+    if label != "cpu" and not registry.status("opencl").usable:
+        pytest.skip(f"no OpenCL device: {registry.status('opencl').reason}")
+    case, expected_failure = cases()[name], reason(label, name)
+    try:
+        session = gpurt.InferenceSession(case.model.SerializeToString(), providers=LISTS[label])
+        for feeds, expected in case.data:
+            got = session.run(None, feeds)
+            assert len(got) == len(expected)
+            for e, g in zip(expected, got, strict=True):
+                assert (difference := differs(e, g, case.rtol, case.atol)) is None, difference
+        if label == "opencl" and case.kind == "node":
+            _ran.add(name)
+            if {n["provider"] for n in session.explain().to_dict()["nodes"]} == {"opencl"}:
+                _native.add(name)
+    except (gpurt.GpurtError, AssertionError) as e:
+        if expected_failure:
+            pytest.xfail(f"{expected_failure}: {type(e).__name__}")
+        raise
+    if expected_failure and "generator" not in expected_failure:
+        pytest.fail(f"passes, so its exclusion is stale: {expected_failure}")
+
+
+def test_enough_cases_run_wholly_on_opencl():
+    if len(_ran) < 1500:
+        pytest.skip(f"only {len(_ran)} node cases were run on opencl in this process")
+    assert len(_native) >= NATIVE_FLOOR, len(_native)
+
+
+def test_the_suite_has_not_shrunk_and_exclusions_match_something():
+    import re
+
+    assert len(cases()) >= 2000
+    for _, pattern, _ in EXCLUDED:
+        assert any(re.fullmatch(pattern, name) for name in cases()), pattern
