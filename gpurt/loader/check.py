@@ -103,6 +103,7 @@ class _Checker:
                     )  # fmt: skip
                 own.add(name)
         own.discard("")
+        _check_text(own, container.name)
         scopes = [own, *outer]
         for index, node in enumerate(container.node):
             for name in node.input:
@@ -117,6 +118,9 @@ class _Checker:
         return scopes
 
     def _operator(self, node: onnx.NodeProto, index: int) -> None:
+        _check_text(
+            (node.op_type, node.domain, node.overload, node.name, *(attr.name for attr in node.attribute)), "a node"
+        )
         domain = canonical_domain(node.domain)
         function = self.functions.get((domain, node.op_type, node.overload))
         where = describe(node, index)
@@ -146,6 +150,14 @@ class _Checker:
                     f"{count} {what}, where opset {version} allows {least} to {most}", node=where, op=_op(node)
                 )
         _check_against(schema, node, where, version)
+
+
+def _check_text(names: Iterable[object], where: str) -> None:
+    for name in names:
+        if not isinstance(name, str):  # protobuf hands out bytes where a string is no UTF-8
+            raise InvalidGraph(
+                f"the name {name!r} in {where!r} is no text", remedy="The model is damaged: export it again"
+            )
 
 
 def _check_against(schema: Any, node: onnx.NodeProto, where: str, version: int) -> None:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from gpurt.loader.names import defined
 from gpurt.loader.opsets import canonical_domain
+from gpurt.loader.typestr import text
 from gpurt.loader.walk import graphs
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def _skeleton(model: ir.Model, imports: Mapping[str, int]) -> onnx.ModelProto:
 
 
 def _fill(proto: onnx.GraphProto, graph: ir.Graph) -> None:
-    proto.name = graph.name or "graph"
+    proto.name = text(graph.name or "graph")
     for value in graph.inputs:
         proto.input.append(ir.serde.serialize_value(value))
     for value in graph.initializers.values():

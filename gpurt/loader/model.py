@@ -106,12 +106,12 @@ def _canonicalise(model: ir.Model) -> Names:
 
 def _metadata(proto: onnx.ModelProto) -> Metadata:
     return Metadata(
-        producer_name=proto.producer_name,
-        producer_version=proto.producer_version,
-        domain=proto.domain,
-        description=proto.doc_string,
-        graph_name=proto.graph.name,
+        producer_name=typestr.text(proto.producer_name),
+        producer_version=typestr.text(proto.producer_version),
+        domain=typestr.text(proto.domain),
+        description=typestr.text(proto.doc_string),
+        graph_name=typestr.text(proto.graph.name),
         version=proto.model_version,
         ir_version=proto.ir_version,
-        custom={entry.key: entry.value for entry in proto.metadata_props},
+        custom={typestr.text(entry.key): typestr.text(entry.value) for entry in proto.metadata_props},
     )

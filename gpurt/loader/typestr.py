@@ -69,7 +69,12 @@ def _shape(proto: onnx.TypeProto) -> tuple[int | str | None, ...] | None:
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
     if dim.HasField("dim_value"):
         return dim.dim_value if dim.dim_value >= 0 else None  # -1 is how some exporters say "any"
-    return dim.dim_param or None
+    return text(dim.dim_param) or None
+
+
+def text(value: str | bytes) -> str:
+    """A string of a proto as text: protobuf hands out bytes where one is no UTF-8."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def strip_foreign_types(graphs: Iterator[onnx.GraphProto]) -> None:

@@ -54,7 +54,7 @@ class Assigner:
         self._graph(self._model.graph, set(), ())
         for expansion in self._expansions.values():
             if expansion is not None:
-                _detach(expansion)
+                expansion.discard()
         owners = {node.name or "": owner for node, owner in self._claimed.items() if node.graph is not None}
         return owners, [(p, tuple(n.name or "" for n in g)) for p, g in self._groups]
 
@@ -225,9 +225,3 @@ def _control_types(node: ir.Node) -> None:
     for value, inner in zip(node.outputs, list(body.outputs)[skip:], strict=False):
         if value.type is None:
             value.type = inner.type
-
-
-def _detach(expansion: Expansion) -> None:
-    for node in expansion.nodes:
-        for position in range(len(node.inputs)):
-            node.replace_input_with(position, None)

@@ -16,7 +16,7 @@ import onnx
 
 from gpurt import registry
 from gpurt.errors import EPFail, InvalidArgument, ProviderError, suggest
-from gpurt.loader import GraphInput, Names, Views, load
+from gpurt.loader import GraphInput, Views, load
 from gpurt.optimizer import optimize
 from gpurt.options import SessionOptions
 from gpurt.partitioner import Assigner, Compiler, Decisions
@@ -90,7 +90,7 @@ class InferenceSession:
         removed = optimize(loaded.model, options.graph_optimization_level, evaluator)
         self._decisions.removed = [{"name": r.name, "op_type": r.op_type, "why": r.why} for r in removed]
         times["optimize"] = time.perf_counter()
-        names = Names.of(loaded.model)
+        names = loaded.names
         owners, groups = Assigner(loaded.model, self._providers, names, self._decisions).assign()
         times["partition"] = time.perf_counter()
         compiler = Compiler(self._providers, owners, groups, self._decisions)

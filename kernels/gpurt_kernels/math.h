@@ -18,20 +18,20 @@ FN F N(mod)(const F a, const F b) {
 
 /* In PoCL a lane that needs the long reduction of its angle (from 125 on, and infinity) spoils the lanes beside it. */
 #ifdef LANE
-#define TRIGONOMETRIC(name)                                                   \
-  FN F N(name)(const F x) {                                                   \
-    if (all(fabs(x) < L(100.0))) return name(x);                              \
-    F y;                                                                      \
-    for (i32 k = 0; k < 8; k++) ((LANE *)&y)[k] = name(((const LANE *)&x)[k]); \
-    return y;                                                                 \
+#define TRIGONOMETRIC(ours, builtin)                                             \
+  FN F ours(const F x) {                                                         \
+    if (all(fabs(x) < L(100.0))) return builtin(x);                              \
+    F y;                                                                         \
+    for (i32 k = 0; k < 8; k++) ((LANE *)&y)[k] = builtin(((const LANE *)&x)[k]); \
+    return y;                                                                    \
   }
 #else
-#define TRIGONOMETRIC(name) \
-  FN F N(name)(const F x) { return name(x); }
+#define TRIGONOMETRIC(ours, builtin) \
+  FN F ours(const F x) { return builtin(x); }
 #endif
-TRIGONOMETRIC(sin)
-TRIGONOMETRIC(cos)
-TRIGONOMETRIC(tan)
+TRIGONOMETRIC(N(sin), sin)
+TRIGONOMETRIC(N(cos), cos)
+TRIGONOMETRIC(N(tan), tan)
 #undef TRIGONOMETRIC
 
 #ifdef GP_SINGLE

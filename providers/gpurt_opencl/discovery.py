@@ -101,7 +101,8 @@ def describe(device: Any) -> str:
 
 
 def _platform_name(platform: Any) -> str:
-    return f"{platform.name.strip()} {platform.version.split('  ')[0].strip()}"  # PoCL lists its build options behind it
+    version = platform.version.split("  ")[0].strip()  # PoCL lists its build options behind two blanks
+    return f"{platform.name.strip()} {version}"
 
 
 def _by_platform(numbered: Sequence[tuple[int, Any]], wanted: int | str) -> list[tuple[int, Any]]:

@@ -76,11 +76,21 @@ def test_patterns_of_axes(provider: DeviceProvider, op: str) -> None:
             np.testing.assert_allclose(y, want, rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float64", "int32", "int64", "uint32", "uint64"])
-@pytest.mark.parametrize("op", REDUCTIONS)
+# Not every pair: a kernel costs a second to build, and what differs is the accumulator.
+_PAIRS = [
+    *(("float16", op) for op in ("ReduceSum", "ReduceMax", "ReduceL2", "ReduceLogSumExp")),
+    *(("float64", op) for op in ("ReduceMean", "ReduceLogSumExp")),
+    *(("int32", op) for op in ("ReduceSum", "ReduceMean", "ReduceL1", "ReduceL2", "ReduceMin")),
+    *(("int64", op) for op in ("ReduceProd", "ReduceMax", "ReduceLogSum")),
+    *(("uint32", op) for op in ("ReduceL1", "ReduceMin")),
+    *(("uint64", op) for op in ("ReduceSum", "ReduceMax")),
+]
+
+
+@pytest.mark.parametrize(("dtype", "op"), _PAIRS)
 def test_dtypes(provider: DeviceProvider, op: str, dtype: str) -> None:
     rng = np.random.default_rng(1)
-    for shape, axes in [((3, 43), (1,)), ((2, 9, 41), (1,)), ((3, 4, 5), (0, 2))]:
+    for shape, axes in [((3, 43), (1,)), ((2, 9, 41), (1,))]:
         x = np.asarray(rng.uniform(1, 3.99, shape), dtype)
         if x.dtype.kind == "i" and op not in ("ReduceLogSum", "ReduceLogSumExp"):
             x = (x * np.where(rng.random(shape) < 0.5, -1, 1)).astype(dtype)
@@ -95,11 +105,10 @@ def test_dtypes(provider: DeviceProvider, op: str, dtype: str) -> None:
         np.testing.assert_allclose(y, want, rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "bool"])
-@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
+@pytest.mark.parametrize(("op", "dtype"), [("ReduceMax", "uint8"), ("ReduceMin", "int8"), ("ReduceMax", "bool")])
 def test_small_integers(provider: DeviceProvider, op: str, dtype: str) -> None:
     rng = np.random.default_rng(2)
-    for shape, axes in [((3, 43), (1,)), ((2, 3, 41), (1,)), ((3, 0), (1,)), ((2, 3, 4), (0, 2))]:
+    for shape, axes in [((3, 43), (1,)), ((2, 3, 41), (1,)), ((3, 0), (1,))]:
         x = rng.integers(-120, 250, shape).astype(dtype)
         (y,) = run_op(provider, op, [x, np.array(axes, np.int64)])
         np.testing.assert_array_equal(y, expected(op, x, axes, True))
@@ -108,9 +117,7 @@ def test_small_integers(provider: DeviceProvider, op: str, dtype: str) -> None:
 @pytest.mark.parametrize("op", REDUCTIONS)
 def test_empty(provider: DeviceProvider, op: str) -> None:
     for shape, axes in [((2, 0, 3), (1,)), ((2, 0, 3), (0, 1, 2)), ((0, 3), (1,)), ((2, 0, 3, 4), (1, 3))]:
-        for dtype in (np.float32, np.int64):
-            if dtype == np.int64 and "Log" in op:
-                continue
+        for dtype in (np.float32, np.int64) if op in ("ReduceMean", "ReduceMax") else (np.float32,):
             x = np.zeros(shape, dtype)
             (y,) = run_op(provider, op, [x, np.array(axes, np.int64)])
             want = expected(op, x, axes, True)
@@ -146,8 +153,10 @@ def test_special_values(provider: DeviceProvider) -> None:
             np.testing.assert_allclose(y, expected(op, x, (1,), False), rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int64", "int32", "uint8", "int8", "uint16"])
-@pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
+@pytest.mark.parametrize(
+    ("op", "dtype"),
+    [*(("ArgMax", t) for t in ("float32", "float16", "int64", "uint8")), ("ArgMin", "float64"), ("ArgMin", "int32")],
+)
 def test_arg(provider: DeviceProvider, op: str, dtype: str) -> None:
     rng = np.random.default_rng(4)
     for shape, axis in [((3, 5), 1), ((4, 100), -1), ((2, 9, 43), 1), ((3, 1), 0), ((300,), 0)]:

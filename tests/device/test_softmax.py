@@ -34,8 +34,9 @@ def softmax(x: np.ndarray, axis: int, *, log: bool = False) -> np.ndarray:
 @pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
 def test_softmax(provider: DeviceProvider, op: str, dtype: str) -> None:
     rng = np.random.default_rng(0)
-    shapes = [((3, 5), 1), ((4, 100), -1), ((2, 21, 75), 1), ((7, 3), 0), ((2, 2300), 1), ((3, 0), 1), ((0, 4), 1), ((), -1)]
-    for shape, axis in shapes:
+    for shape, axis in [
+        ((3, 5), 1), ((4, 100), -1), ((2, 21, 75), 1), ((7, 3), 0), ((2, 2300), 1), ((3, 0), 1), ((0, 4), 1), ((), -1),
+    ]:  # fmt: skip
         x = np.asarray(rng.standard_normal(shape) * 5 + 50, dtype)
         (y,) = run_op(provider, op, [x], {"axis": axis})
         want = softmax(x, axis, log=op == "LogSoftmax") if x.ndim and x.size else np.full(shape, op == "Softmax", dtype)

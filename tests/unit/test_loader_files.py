@@ -105,6 +105,13 @@ def test_any_truncation_is_a_typed_error(cut: int) -> None:
         load(GOOD[:cut])
 
 
+def test_names_must_be_text() -> None:
+    data = make([node("Relu", ["xyzzy"], ["y"])], inputs=("xyzzy",)).SerializeToString()
+    for old in (b"xyzzy", b"Relu"):
+        with pytest.raises(InvalidGraph, match="no text"):
+            load(data.replace(old, b"\xff" * len(old)))
+
+
 def test_newer_than_known() -> None:
     with pytest.raises(errors.NotImplemented, match="opset 99"):
         load(make([node("Relu", ["x"], ["y"])], opset=99))

@@ -148,7 +148,7 @@ def cast(text: str, source: np.dtype, target: np.dtype, vector: bool) -> str:
     if source.kind == "f" and target.kind in "iu":
         # Negative numbers become unsigned ones by way of a signed type, as on every host that NumPy runs on.
         if target == np.uint64:
-            return literals(f"({text} < 9223372036854775808.0 ? (u64)(i64){text} : (u64){text})", source)
+            return f"({text} < 9223372036854775808.0 ? (u64)(i64){text} : (u64){text})"
         via = np.dtype(np.int64) if target == np.uint32 else np.dtype(np.int32) if target.itemsize < 4 else target
         if via != target:
             by = register(via, vector)
@@ -328,7 +328,8 @@ EXPRESSIONS: Final[dict[tuple[str, str], Expression]] = {
     ("", "Pow"): Expression(_power, _power, costly=True, scalar=_power_is_scalar),
     ("", "Abs"): Expression("fabs({a})", "{a} < ({T})0 ? -{U}({a}) : {U}({a})"),
     ("", "Neg"): Expression("-{a}", "-{U}({a})"),
-    ("", "Sign"): Expression("{a} > 0.0 ? 1.0 : {a} < 0.0 ? -1.0 : {a}", "{a} > ({T})0 ? ({T})1 : {a} < ({T})0 ? ({T})-1 : {a}"),
+    ("", "Sign"): Expression("{a} > 0.0 ? 1.0 : {a} < 0.0 ? -1.0 : {a}",
+                             "{a} > ({T})0 ? ({T})1 : {a} < ({T})0 ? ({T})-1 : {a}"),
     ("", "Ceil"): _real("ceil({a})"),
     ("", "Floor"): _real("floor({a})"),
     ("", "Round"): _real("rint({a})"),

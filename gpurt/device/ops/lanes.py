@@ -1,4 +1,4 @@
-"""What reductions, normalisations and pools share: eight-lane access for the CPU class, and how work is cut into items."""
+"""What reductions, normalisations and pools share: eight lanes for the CPU class, and how work is cut into items."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from gpurt.device.lowering import Lowering
+from gpurt.device.lowering import Lowering, Ref
 from gpurt.dtypes import kernel_name
 
 F32: Final = np.dtype(np.float32)
@@ -16,7 +16,10 @@ I32: Final = np.dtype(np.int32)
 I64: Final = np.dtype(np.int64)
 
 ITEM_WORK: Final = 16384
-"""Elements that a work-item of the CPU class gets at least, where there are that many: below it, starting one costs more."""
+"""Elements that a work-item of the CPU class gets where there are so many: below it, starting one costs more."""
+
+Args = list[Ref | np.generic]
+"""Arguments of a launch while they are put together."""
 
 _VECTOR: Final = {
     "float": "float8", "double": "double8", "i8": "char8", "u8": "uchar8", "i16": "short8", "u16": "ushort8",
@@ -32,7 +35,7 @@ def accumulator(dtype: np.dtype) -> np.dtype:
 
 
 def lanes(acc: np.dtype, roles: Mapping[str, np.dtype]) -> str:
-    """Text that defines A8, eight lanes of acc, the mask type I8, and LD8_role(p, i) and ST8_role(p, i, v) for each role.
+    """Text that defines A8, eight lanes of acc, the mask type I8, and for each role LD8_role(p, i), ST8_role(p, i, v).
 
     Any element may be the first: the vector type is told the alignment of one element, which costs nothing on the CPUs
     that the CPU class is for, unlike vload8. The GPU class, and with it CUDA, has no use for this text.
@@ -73,7 +76,7 @@ def flat_group(c: Lowering) -> int:
 
 
 def collapse(shape: Sequence[int], axes: Sequence[int]) -> list[tuple[int, bool]]:
-    """The shape as alternating runs (size, reduced): neighbours of one kind are merged, axes of size 1 belong to any."""
+    """The shape as alternating runs (size, reduced): neighbours of a kind are merged, axes of size 1 belong to any."""
     runs: list[tuple[int, bool]] = []
     for i, size in enumerate(shape):
         reduced = i in axes

@@ -1,4 +1,4 @@
-"""Normalisations: layer (17), RMS (23), instance (22), group (21), batch (15, inference), Lp (22), mean-variance (13), LRN (13)."""
+"""Normalisations: layer (17), RMS (23), instance (22), group (21), batch (15), Lp (22), mean-variance (13), LRN (13)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import gpurt_kernels
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.lanes import F32, F64, accumulator, collapse, flat_group, group_size, lanes, share
+from gpurt.device.ops.lanes import F32, F64, Args, accumulator, collapse, flat_group, group_size, lanes, share
 from gpurt.device.ops.reduce import KINDS, Reduction, lp_norm, reduce
 from gpurt.device.table import FLOATS, op
 from gpurt.graph.view import NodeView
@@ -59,7 +59,7 @@ def normalize_rows(
         raise Refused(f"{c.node.op}: a row of {r} elements is too long")
     acc = _widest(x, scale, y)
     types = {"T": x.dtype, "U": y.dtype, "A": acc}
-    args: list[Ref | np.generic] = [x]
+    args: Args = [x]
     defines: dict[str, int | float | str] = {} if channels else {"ELEMENT": ""}
     if rms:
         defines["RMS"] = ""
@@ -94,7 +94,7 @@ def normalize_rows(
 
 
 def _trailing(c: Lowering, x: Ref, position: int, axis: int) -> str | None:
-    """How a scale or bias lies on the rows: "element" for each, "one" for all; None where it needs real broadcasting."""
+    """How a scale or bias lies on the rows: "element" for each, "one" for all; None where it really broadcasts."""
     if not c.has(position):
         return "any"
     shape = c.input(position).shape
@@ -129,14 +129,12 @@ def _layer(
         modes = {"one"} if modes <= {"one", "element"} else modes
     factor = c.input(scale) if c.has(scale) else None
     shift = c.input(bias) if bias is not None and c.has(bias) else None
-    statistics = {
-        "mean": c.output(mean) if mean is not None and c.wants(mean) else None,
-        "deviation": c.output(deviation) if deviation is not None and c.wants(deviation) else None,
-    }
+    center = c.output(mean) if mean is not None and c.wants(mean) else None
+    inverse = c.output(deviation) if deviation is not None and c.wants(deviation) else None
     if len(modes) > 1 or None in modes:
         # Scales that broadcast over rows are rare: normalise, then multiply and add like anybody else.
         plain = c.temp(y.dtype, x.shape)
-        normalize_rows(c, x, plain, rows, r, epsilon, rms=rms, **statistics)
+        normalize_rows(c, x, plain, rows, r, epsilon, rms=rms, mean=center, deviation=inverse)
         if shift is None:
             c.emit("Mul", [plain, factor], out=y)
         else:
@@ -145,7 +143,7 @@ def _layer(
         return
     channels = (1, 1, max(r, 1)) if modes == {"one"} else None
     normalize_rows(
-        c, x, y, rows, r, epsilon, scale=factor, bias=shift, channels=channels, rms=rms, **statistics
+        c, x, y, rows, r, epsilon, scale=factor, bias=shift, channels=channels, mean=center, deviation=inverse, rms=rms
     )  # fmt: skip
 
 
@@ -186,7 +184,7 @@ def skip_layer_normalization(c: Lowering) -> None:
     if skip.size % max(r, 1):
         raise Refused(f"{c.node.op}: skip {shapes.text(skip.shape)} is shorter than a row")
     total = c.output(3) if c.wants(3) else c.temp(x.dtype, x.shape)
-    args: list[Ref | np.generic] = [x, skip]
+    args: Args = [x, skip]
     defines: dict[str, int | float | str] = {"SKIP": "", "BLOCK": 1}
     types = {"T": x.dtype, "A": accumulator(x.dtype)}
     if c.has(bias):
@@ -240,7 +238,7 @@ def _no_training(node: NodeView, info: DeviceInfo) -> str | None:  # noqa: ARG00
     return None
 
 
-def _by_channel(c: Lowering, x: Ref) -> tuple[int, int, int]:
+def _by_channel(x: Ref) -> tuple[int, int, int]:
     return (x.shape[0] if x.shape else 1, x.shape[1] if len(x.shape) > 1 else 1, math.prod(x.shape[2:]))
 
 
@@ -267,18 +265,18 @@ def _launch_planes(
         tasks = total
         defines["BLOCK"] = block = flat_group(c)
         grid, per = -(-tasks // block), np.int64(1)
-    args = [*tensors, np.int64(tasks), per, np.int64(channels), np.int64(spatial), *scalars]
+    args: Args = [*tensors, np.int64(tasks), per, np.int64(channels), np.int64(spatial), *scalars]
     c.launch(body, entry, args, [grid], [int(defines["BLOCK"])], types=types, defines=defines)
 
 
 @op("BatchNormalization", types=FLOATS, check=_no_training)
 def batch_normalization(c: Lowering) -> None:
-    """y = (x - mean) * scale / sqrt(variance + epsilon) + bias, by channel."""
+    """By channel: (x - mean) * scale / sqrt(variance + epsilon) + bias."""
     x, scale, bias, mean, variance = (c.input(i) for i in range(5))
     types = {"T": x.dtype, "P": scale.dtype, "M": mean.dtype, "A": _widest(x, scale, mean)}
     epsilon = np.float32(c.node.attr("epsilon", 1e-5))
     tensors = [x, scale, bias, mean, variance, c.output()]
-    _launch_planes(c, "batch_norm", tensors, _by_channel(c, x), [epsilon], types, "BATCH_NORM")
+    _launch_planes(c, "batch_norm", tensors, _by_channel(x), [epsilon], types, "BATCH_NORM")
 
 
 @op("LRN", types=FLOATS)
@@ -287,10 +285,10 @@ def lrn(c: Lowering) -> None:
     x, size = c.input(0), int(c.node.attr("size", 1))
     before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
     alpha = np.float32(c.node.attr("alpha", 1e-4) / size)
-    scalars = [np.int64(before), np.int64(after), alpha, np.float32(c.node.attr("beta", 0.75))]
+    scalars: list[np.generic] = [np.int64(before), np.int64(after), alpha, np.float32(c.node.attr("beta", 0.75))]
     scalars.append(np.float32(c.node.attr("bias", 1.0)))
     types = {"T": x.dtype, "A": accumulator(x.dtype)}
-    _launch_planes(c, "lrn", [x, c.output()], _by_channel(c, x), scalars, types, "LRN")
+    _launch_planes(c, "lrn", [x, c.output()], _by_channel(x), scalars, types, "LRN")
 
 
 def _apply(c: Lowering, x: Ref, statistics: Ref, y: Ref, axes: Sequence[int], expression: str) -> None:
@@ -340,7 +338,7 @@ def lp_normalization(c: Lowering) -> None:
 
 @op("MeanVarianceNormalization", types=FLOATS)
 def mean_variance_normalization(c: Lowering) -> None:
-    """(x - mean) / (deviation + 1e-9) over any axes, the variance around the mean as in the operator's function body."""
+    """(x - mean) / (deviation + 1e-9) over any axes, the variance taken around the mean."""
     x = c.input(0)
     _few_runs(c, x)
     axes = shapes.axes(c.node.attr("axes", (0, 2, 3)), len(x.shape))

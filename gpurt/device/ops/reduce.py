@@ -12,7 +12,7 @@ import numpy as np
 import gpurt_kernels
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.lanes import F32, F64, I64, accumulator, around, collapse, flat_group, group_size, lanes, share
+from gpurt.device.ops.lanes import F64, I64, Args, accumulator, around, collapse, flat_group, group_size, lanes, share
 from gpurt.device.table import FLOATS, NUMERIC, op
 from gpurt.dtypes import kernel_name
 from gpurt.graph.view import NodeView
@@ -128,7 +128,7 @@ def _step(
     limits: dict[str, str],
 ) -> None:
     outer, r, inner = sizes
-    args: list[Ref | np.generic] = [x, y]
+    args: Args = [x, y]
     defines = dict(limits)
     if kind is LOG_SUM_EXP:
         top = c.temp(acc, (outer * parts * inner,))
@@ -170,7 +170,7 @@ def _step(
 
 
 def reduce_accumulator(op_type: str, dtype: np.dtype) -> np.dtype:
-    """The type an operator accumulates in: wider than the elements where a sum needs it, exact where nothing is added."""
+    """The type an operator accumulates in: wider than the elements where a sum needs it."""
     if op_type in ("ReduceMax", "ReduceMin") or dtype.kind == "f":
         return accumulator(dtype)
     if op_type in ("ReduceL2", "ReduceLogSum", "ReduceLogSumExp"):
@@ -225,7 +225,7 @@ def arg_extreme(c: Lowering, x: Ref, y: Ref, axis: int, *, largest: bool = True,
     if last:
         defines["LAST"] = ""
     body = gpurt_kernels.text("arg.cl")
-    args = [x, y]
+    args: Args = [x, y]
     geometry = [np.int64(r), np.int64(inner)]
     if c.cpu_class:
         body = lanes(acc, types) + body
@@ -235,12 +235,13 @@ def arg_extreme(c: Lowering, x: Ref, y: Ref, axis: int, *, largest: bool = True,
         c.launch(body, entry, [*args, np.int64(tasks), per, *geometry], [groups], types=types, defines=defines)
     elif inner == 1 and r >= 32:
         block = group_size(c, r)
-        c.launch(body, "arg_rows", [*args, *geometry], [outer], [block], types=types, defines=defines | {"BLOCK": block})
+        defines["BLOCK"] = block
+        c.launch(body, "arg_rows", [*args, *geometry], [outer], [block], types=types, defines=defines)
     else:
         block, tasks = flat_group(c), outer * inner
-        args = [*args, np.int64(tasks), *geometry]  # type: ignore[list-item]
-        grid = [-(-tasks // block)]
-        c.launch(body, "arg_columns", args, grid, [block], types=types, defines=defines | {"BLOCK": block})
+        defines["BLOCK"] = block
+        args += [np.int64(tasks), *geometry]
+        c.launch(body, "arg_columns", args, [-(-tasks // block)], [block], types=types, defines=defines)
 
 
 @op("ArgMax", "ArgMin", types=NUMERIC)
@@ -274,5 +275,3 @@ def lp_norm(p: int, acc: np.dtype) -> Reduction:
     # pow of a vector wants a vector as exponent, which would differ between dialects; zero and infinity come out right.
     return replace(SUM, pre=f"exp(log{_ABS} * {number})", post=f"exp(log(s) * ({one} / {number}))")
 
-
-__all__ = ["F32", "KINDS", "LOG_SUM_EXP", "Reduction", "arg_extreme", "lp_norm", "reduce", "reduce_accumulator"]

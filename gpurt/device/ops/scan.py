@@ -6,7 +6,7 @@ import numpy as np
 
 import gpurt_kernels
 from gpurt.device.lowering import Lowering
-from gpurt.device.ops.lanes import accumulator, around, flat_group, group_size, lanes, share
+from gpurt.device.ops.lanes import Args, accumulator, around, flat_group, group_size, lanes, share
 from gpurt.device.table import FLOATS, NUMERIC, op
 from gpurt.infer import shapes
 from gpurt.provider import Refused
@@ -36,6 +36,7 @@ def cumulate(c: Lowering) -> None:
     sizes = [np.int64(r), np.int64(inner)]
     if x.size == 0:
         return
+    args: Args
     if c.cpu_class:
         tasks = outer * -(-inner // 32)
         groups, per = share(tasks, r * min(inner, 32))
@@ -71,7 +72,7 @@ def top_k(c: Lowering) -> None:
     if c.cpu_class:
         groups, per = share(tasks, 4 * r)
         block = 1
-    args = [x, y, at, np.int64(tasks), per, np.int64(r), np.int64(inner), np.int64(k)]
+    args: Args = [x, y, at, np.int64(tasks), per, np.int64(r), np.int64(inner), np.int64(k)]
     c.launch(
         "topk.cl",
         "top_k",

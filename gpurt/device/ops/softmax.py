@@ -6,7 +6,7 @@ import numpy as np
 
 import gpurt_kernels
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.lanes import I64, accumulator, around, flat_group, group_size, lanes, share
+from gpurt.device.ops.lanes import I64, Args, accumulator, around, flat_group, group_size, lanes, share
 from gpurt.device.ops.reduce import arg_extreme
 from gpurt.device.table import FLOATS, op
 from gpurt.infer import shapes
@@ -27,6 +27,7 @@ def softmax_along(c: Lowering, x: Ref, y: Ref, axis: int, *, log: bool = False) 
         defines["KEEP"] = ""
     body = gpurt_kernels.text("softmax.cl")
     size, step = np.int32(r), np.int64(inner)
+    args: Args
     if c.cpu_class:
         tasks = outer if inner == 1 else outer * -(-inner // 64)
         # An exponential costs several times as much as moving an element.
@@ -79,6 +80,6 @@ def hardmax(c: Lowering) -> None:
     at = c.temp(I64, (outer, inner))
     arg_extreme(c, x, at, axis)
     chunk, block = (4096, 1) if c.cpu_class else (1, flat_group(c))
-    args = [at, y, np.int64(x.size), np.int64(r), np.int64(inner)]
+    args: Args = [at, y, np.int64(x.size), np.int64(r), np.int64(inner)]
     defines = {"CHUNK": chunk, "BLOCK": block}
     c.launch(_ONE_HOT, "one_hot", args, [-(-x.size // (chunk * block))], [block], types={"T": x.dtype}, defines=defines)

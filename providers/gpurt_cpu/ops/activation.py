@@ -41,7 +41,9 @@ def leaky_relu(x: Array, *, alpha: float = 0.01) -> Any:
 @op("PRelu")
 @lifted
 def prelu(x: Array, slope: Array) -> Any:
-    return np.where(x < 0, x * slope, x)
+    y = np.minimum(x, np.zeros((), x.dtype)) * slope
+    y += np.maximum(x, np.zeros((), x.dtype))
+    return y
 
 
 @op("ThresholdedRelu")

@@ -58,7 +58,7 @@ def convolve(
     if x.size == 0 or math.prod(out) == 0:
         return np.zeros((n, filters, *out), x.dtype)
     if channels == group:
-        return _depthwise(view, w, out)
+        return _depthwise(x, w, strides, dilations, out)
     weights = w.reshape(group, filters // group, -1)
     if math.prod(kernel) == 1:
         columns = view.reshape(n, group, channels // group, -1)
@@ -78,22 +78,28 @@ def convolve(
     return y.reshape(n, filters, *out)
 
 
-def _depthwise(view: Array, w: Array, out: tuple[int, ...]) -> Array:
+def _depthwise(x: Array, w: Array, strides: Sequence[int], dilations: Sequence[int], out: tuple[int, ...]) -> Array:
     """Sum over the taps of the kernel, a few channels at a time so that the running sum stays in cache."""
-    n, channels = view.shape[:2]
-    many = w.shape[0] // channels
-    kernel = w.shape[2:]
-    y = np.empty((n, channels, many, *out), view.dtype)
+    n, channels = x.shape[:2]
+    many, kernel, step = w.shape[0] // channels, w.shape[2:], strides[-1]
+    y = np.empty((n, channels, many, *out), x.dtype)
     weights = w.reshape(channels, many, *kernel, *(1,) * len(out))
     block = max(1, (1 << 16) // max(many * math.prod(out), 1))
-    taps = list(np.ndindex(*kernel))
     for i, c in itertools.product(range(n), range(0, channels, block)):
-        part, target, weight = view[i, c : c + block], y[i, c : c + block], weights[c : c + block]
+        # Every step-th column side by side, so that each tap reads elements that lie together.
+        phases = [x[i, c : c + block, ..., p::step] for p in range(min(step, x.shape[-1]))]
+        if step > 1:
+            phases = [np.ascontiguousarray(p) for p in phases]
+        target, weight = y[i, c : c + block], weights[c : c + block]
         buffer = np.empty_like(target)
-        for t, tap in enumerate(taps):
-            index = (slice(None), *tap)
-            factor = weight[(slice(None), slice(None), *tap)]
-            np.multiply(part[index][:, None], factor, out=buffer if t else target)
+        for t, tap in enumerate(np.ndindex(*kernel)):
+            index = [slice(None)]
+            for axis, k in enumerate(tap[:-1]):
+                first = k * dilations[axis]
+                index.append(slice(first, first + (out[axis] - 1) * strides[axis] + 1, strides[axis]))
+            column, phase = divmod(tap[-1] * dilations[-1], step)
+            part = phases[phase][(*index, slice(column, column + out[-1]))]
+            np.multiply(part[:, None], weight[(slice(None), slice(None), *tap)], out=buffer if t else target)
             if t:
                 target += buffer
     return y.reshape(n, channels * many, *out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -37,11 +38,10 @@ def reduce_sum(x: Array, axes: tuple[int, ...], keepdims: bool) -> Any:
 
 @_reduction("ReduceMean")
 def reduce_mean(x: Array, axes: tuple[int, ...], keepdims: bool) -> Any:
+    count = math.prod(x.shape[a] for a in axes)
     if x.dtype.kind == "f":
-        return np.mean(x, axis=axes, keepdims=keepdims)
-    total = np.sum(x, axis=axes, keepdims=keepdims, dtype=np.int64)
-    count = int(np.prod([x.shape[a] for a in axes], dtype=np.int64))
-    return np.trunc(total / count)
+        return np.sum(x, axis=axes, keepdims=keepdims) / x.dtype.type(count)
+    return np.trunc(np.sum(x, axis=axes, keepdims=keepdims, dtype=np.int64) / count)
 
 
 @_reduction("ReduceProd")

@@ -27,12 +27,12 @@ class _Rule:
     extrapolation: float
 
 
-def _origins(rule: _Rule, length: int, size: int, scale: float, roi: tuple[float, float]) -> Array:
+def _origins(rule: _Rule, length: int, size: int, scale: float, roi: tuple[float, float]) -> Any:
     """Place in the input of each element of an axis of the output."""
     # Nearest neighbours are chosen in float32, as ONNX Runtime does, so that ties fall alike.
-    dtype = np.float32 if rule.mode == "nearest" else np.float64
-    x = np.arange(size, dtype=dtype)
-    scale = dtype(scale)
+    dtype = np.dtype(np.float32 if rule.mode == "nearest" else np.float64)
+    x: Any = np.arange(size, dtype=dtype)
+    scale = dtype.type(scale)
     target = scale * length  # may be fractional
     match rule.coordinates:
         case "half_pixel":

@@ -166,7 +166,9 @@ def roi_align(
 def max_roi_pool(x: Array, rois: Array, *, pooled_shape: tuple[int, ...], spatial_scale: float = 1.0) -> Array:
     height, width = pooled_shape
     y = np.zeros((rois.shape[0], x.shape[1], height, width), x.dtype)
-    corners = np.floor(rois[:, 1:].astype(np.float32) * np.float32(spatial_scale) + np.float32(0.5)).astype(int).tolist()
+    corners = (
+        np.floor(rois[:, 1:].astype(np.float32) * np.float32(spatial_scale) + np.float32(0.5)).astype(int).tolist()
+    )
     for i, (x1, y1, x2, y2) in enumerate(corners):
         image = x[int(rois[i, 0])]
         rows = _roi_bins(y1, y2, height, x.shape[2])
@@ -181,6 +183,9 @@ def max_roi_pool(x: Array, rois: Array, *, pooled_shape: tuple[int, ...], spatia
 def _roi_bins(start: int, end: int, bins: int, length: int) -> list[slice]:
     size = np.float32(max(end - start + 1, 1)) / np.float32(bins)
     return [
-        slice(min(max(int(np.floor(k * size)) + start, 0), length), min(max(int(np.ceil((k + 1) * size)) + start, 0), length))
+        slice(
+            min(max(int(np.floor(k * size)) + start, 0), length),
+            min(max(int(np.ceil((k + 1) * size)) + start, 0), length),
+        )
         for k in range(bins)
     ]

@@ -28,7 +28,7 @@ def _inside(indices: Array, limit: int) -> Array:
 @op("Gather")
 def gather(x: Array, indices: Array, *, axis: int = 0) -> Any:
     axis = axis_in(axis, x.ndim)
-    return np.take(x, _inside(indices, x.shape[axis]), axis=axis)
+    return np.asarray(np.take(x, _inside(indices, x.shape[axis]), axis=axis), x.dtype)
 
 
 def _along(shape: tuple[int, ...], indices: Array, axis: int) -> tuple[Array, ...]:
@@ -50,7 +50,7 @@ def gather_nd(x: Array, indices: Array, *, batch_dims: int = 0) -> Array:
     grid = np.ogrid[tuple(slice(0, d) for d in x.shape[:batch_dims])] if batch_dims else []
     batch = tuple(g.reshape(g.shape + (1,) * (lead - batch_dims)) for g in grid)
     places = tuple(_inside(indices[..., i], x.shape[batch_dims + i]) for i in range(depth))
-    return np.asarray(x[batch + places])
+    return np.asarray(x[batch + places], x.dtype)
 
 
 def _write(out: Array, place: tuple[Array, ...], updates: Array, reduction: str) -> Array:

@@ -128,16 +128,28 @@ def _corners(boxes: Array, center_point_box: int) -> Array:
 
 
 def _suppressed(corners: Array, area: Array, order: Array, overlap: float, limit: int) -> list[int]:
-    """Walk down the scores: keep the best box that is left, and drop the ones that overlap it too much."""
+    """Walk down the scores and keep each box that no kept one overlaps too much, a block of boxes at a time."""
     kept: list[int] = []
-    while order.size and len(kept) < limit:
-        best, order = int(order[0]), order[1:]
-        kept.append(best)
-        rest = corners[order]
-        top = np.maximum(rest[:, :2], corners[best, :2])
-        bottom = np.minimum(rest[:, 2:], corners[best, 2:])
-        shared = np.prod(np.maximum(bottom - top, 0), axis=1)
-        union = area[order] + area[best] - shared
-        ratio = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-        order = order[ratio <= overlap]
+    for start in range(0, order.size, 256):
+        block = order[start : start + 256]
+        if kept:
+            block = block[~(_overlaps(corners, area, block, np.array(kept)) > overlap).any(axis=1)]
+        clash = _overlaps(corners, area, block, block) > overlap
+        live = np.ones(block.size, bool)
+        for i in range(block.size):
+            if live[i]:
+                kept.append(int(block[i]))
+                if len(kept) == limit:
+                    return kept
+                live &= ~clash[i]
     return kept
+
+
+def _overlaps(corners: Array, area: Array, some: Array, others: Array) -> Array:
+    """Intersection over union of each pair of boxes."""
+    a, b = corners[some][:, None], corners[others]
+    height = np.minimum(a[..., 2], b[:, 2]) - np.maximum(a[..., 0], b[:, 0])
+    width = np.minimum(a[..., 3], b[:, 3]) - np.maximum(a[..., 1], b[:, 1])
+    shared = np.maximum(height, 0) * np.maximum(width, 0)
+    union = area[some][:, None] + area[others] - shared
+    return np.asarray(np.divide(shared, union, out=np.zeros_like(shared), where=union > 0))

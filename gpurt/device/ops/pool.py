@@ -1,0 +1,106 @@
+"""Pools over windows: MaxPool, AveragePool and LpPool (22). The global ones are reductions, see reduce.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+import gpurt_kernels
+from gpurt.device.driver import DeviceInfo
+from gpurt.device.lowering import Lowering, Ref
+from gpurt.device.ops.lanes import F64, Args, accumulator, flat_group, lanes, share
+from gpurt.device.table import FLOATS, op
+from gpurt.graph.view import NodeView
+from gpurt.infer.shapes import conv_geometry, window_arguments
+
+_LOWEST = {"f": "(-INFINITY)", "u": "0", "i": "-128"}
+
+
+def _padded(values: Sequence[int], fill: int) -> list[int]:
+    return [fill] * (3 - len(values)) + [int(v) for v in values]
+
+
+def _window(node: NodeView, info: DeviceInfo) -> str | None:  # noqa: ARG001
+    kernel = node.attr("kernel_shape") or ()
+    if not 1 <= len(kernel) <= 3:
+        return f"{node.op} over {len(kernel)} axes: the kernel is for one to three"
+    if node.op_type == "LpPool" and node.attr("p", 2) < 1:
+        return f"LpPool with p = {node.attr('p')}"
+    return None
+
+
+def _macros(node: NodeView, acc: np.dtype, stored: np.dtype) -> dict[str, int | float | str]:
+    if node.op_type == "MaxPool":
+        return {"START": _LOWEST[stored.kind], "ADD(a, v)": "((v) > (a) ? (v) : (a))", "END(a)": "(a)"}
+    if node.op_type == "AveragePool":
+        macros: dict[str, int | float | str] = {
+            "AVERAGE": "",
+            "START": "0",
+            "ADD(a, v)": "((a) + (v))",
+            "END(a)": "((a) / (A)count)",
+        }
+        if node.attr("count_include_pad", 0):
+            macros["INCLUDE_PAD"] = ""
+        return macros
+    p = int(node.attr("p", 2))
+    if p == 1:
+        return {"START": "0", "ADD(a, v)": "((a) + fabs(v))", "END(a)": "(a)"}
+    if p == 2:
+        return {"START": "0", "ADD(a, v)": "((a) + (v) * (v))", "END(a)": "sqrt(a)"}
+    suffix = "" if acc == F64 else "f"
+    # pow is slow, and of a vector it wants a vector; zero comes out right through minus infinity.
+    return {
+        "START": "0",
+        "ADD(a, v)": f"((a) + exp(log(fabs(v)) * {float(p)}{suffix}))",
+        "END(a)": f"exp(log(a) * (1.0{suffix} / {float(p)}{suffix}))",
+    }
+
+
+@op("MaxPool", types=f"{FLOATS} int8 uint8", check=_window)
+@op("AveragePool", "LpPool", types=FLOATS, check=_window)
+def pool(c: Lowering) -> None:
+    """Maximum, mean or p-norm of each window; MaxPool also gives the places of its maxima, in either storage order."""
+    x, y, node = c.input(0), c.output(), c.node
+    kernel = [int(k) for k in node.attr("kernel_shape")]
+    auto_pad, ceil_mode = node.attr("auto_pad", "NOTSET"), bool(node.attr("ceil_mode", 0))
+    strides, dilations, _ = window_arguments(len(kernel), node.attr("strides"), node.attr("dilations"), None)
+    sizes, begins, ends = conv_geometry(
+        x.shape[2:], kernel, strides, dilations, node.attr("pads"), auto_pad, ceil_mode
+    )  # fmt: skip
+    if y.size == 0:
+        return
+    acc = accumulator(x.dtype)
+    types = {"T": x.dtype, "A": acc}
+    defines = _macros(node, acc, x.dtype)
+    limits = [size + end for size, end in zip(x.shape[2:], ends, strict=True)]
+    data = _padded(x.shape[2:], 1)
+    columns = (data, _padded(sizes, 1), _padded(kernel, 1), _padded(strides, 1), _padded(dilations, 1),
+               _padded(begins, 0), _padded(limits, 1))  # fmt: skip
+    geometry: list[np.generic] = [np.int32(v) for column in columns for v in column]
+    tensors: list[Ref] = [x, y]
+    wants_places = node.op_type == "MaxPool" and c.wants(1)
+    if wants_places:
+        tensors.append(c.output(1))
+        defines["INDICES"] = ""
+        steps = [data[1] * data[2], data[2], 1]
+        if node.attr("storage_order", 0):  # the first spatial axis runs fastest
+            present = x.shape[2:]
+            steps = _padded([math.prod(present[:i]) for i in range(len(present))], 0)
+        geometry += [np.int64(v) for v in steps]
+    if not wants_places and max(dilations) == 1 and len(kernel) <= 2 and max(kernel) <= 3:
+        defines["TAPS_H"], defines["TAPS_W"] = _padded(kernel, 1)[1:]
+    body = gpurt_kernels.text("pool.cl")
+    args: Args
+    if c.cpu_class:
+        defines["STRIDE_W"] = strides[-1] if strides[-1] <= 2 else 0
+        tasks = y.size // max(sizes[-1], 1)
+        # With eight lanes a tap costs little more than copying an element.
+        grid, per = share(tasks, sizes[-1] * max(math.prod(kernel) // 2, 1))
+        args = [*tensors, np.int64(tasks), per, *geometry]
+        c.launch(lanes(acc, types) + body, "pool", args, [grid], types=types, defines=defines)
+        return
+    defines["BLOCK"] = block = flat_group(c)
+    args = [*tensors, np.int64(y.size), np.int64(1), *geometry]
+    c.launch(body, "pool", args, [-(-y.size // block)], [block], types=types, defines=defines)
