@@ -71,6 +71,10 @@ class Capability:
     claims: Sequence[tuple[str, ...]]
     refused: Mapping[str, str] = field(default_factory=dict)
 
+    def takes(self, node: NodeView) -> bool:
+        """Whether the node is in a claim."""
+        return any(node.name in claim for claim in self.claims)
+
 
 @dataclass(frozen=True, slots=True)
 class BufferRef:

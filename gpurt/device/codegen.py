@@ -110,6 +110,9 @@ class _Kernel:
         self._dims, strides = collapse(out.shape, [leaf.ref.shape for leaf in tensors])
         for leaf, walk in zip(tensors, strides, strict=True):
             leaf.strides = walk
+        if self._vector and len(self._dims) > 1 and self._dims[-1] < 8:
+            self._vector = False  # rows of fewer elements than a vector are quicker one by one
+            self._body = self._write()
 
     def _collect(self, step: Step) -> None:
         if step in self._steps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +21,8 @@ from gpurt.provider import HOST, Provider
 
 logger = logging.getLogger(__name__)
 
-CONTROL = frozenset({"If", "Loop", "Scan"})
+CONTROL: Final = frozenset({"If", "Loop", "Scan"})
+SHAPE_REASON: Final = "shape arithmetic stays on the host"
 _DEPTH = 8  # function bodies inside function bodies
 
 
@@ -89,7 +91,7 @@ class Assigner:
                 self._claimed[node] = self._host
                 for provider in self._providers:
                     if provider.memory_space != HOST:
-                        self._refuse(node, provider, "shape arithmetic stays on the host")
+                        self._refuse(node, provider, SHAPE_REASON)
 
     def _offer(self, graph: ir.Graph, position: int) -> None:
         provider = self._providers[position]

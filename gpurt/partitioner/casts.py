@@ -64,7 +64,7 @@ class Widener:
     def _claims(self, position: int, node: NodeView) -> bool:
         inputs = tuple(v for v in node.inputs if v is not None)
         outputs = tuple(v for v in node.outputs if v is not None)
-        return bool(self._providers[position].get_capability(GraphView((node,), inputs, outputs)).claims)
+        return self._providers[position].get_capability(GraphView((node,), inputs, outputs)).takes(node)
 
     def _insert(
         self, node: ir.Node, view: NodeView, variant: NodeView, narrow: np.dtype, wide: np.dtype, position: int

@@ -92,7 +92,7 @@ class Compiler:
         for position in dict.fromkeys(p for p in later if p != item.provider):
             view = part([node])
             answer = self._providers[position].get_capability(view)
-            if answer.claims:
+            if answer.takes(node):
                 logger.info("%s: %s moves from %s: %s", self._providers[position].device, node.name, device, reason)
                 self._owners[node.name] = position
                 return self._units(position, view)
@@ -128,7 +128,7 @@ class Compiler:
         refused[self._providers[position].device] = f"compilation failed: {reason}"
         for later in [*range(position + 1, len(self._providers)), self._host]:
             answer: Capability = self._providers[later].get_capability(part([node]))
-            if later != position and answer.claims:
+            if later != position and answer.takes(node):
                 self._owners[node.name] = later
                 return self._units(later, part([node]))
         raise Unsupported(
@@ -156,33 +156,28 @@ class Compiler:
         return GraphView(view.nodes, view.inputs, tuple(v for v in view.outputs if v.name in wanted), view.initializers)
 
     def _partitions(self, nodes: Sequence[NodeView]) -> list[list[NodeView]]:
-        """Convex sets of nodes of one provider.
+        """Convex sets of nodes of one provider and claim.
 
-        A node's level is the largest of its predecessors', plus one where the provider changes. Nodes of one provider
-        and level form a convex set, and no cycle between sets is possible, as levels never fall along an edge. Shape
-        arithmetic does not separate: its results are constants of a plan.
+        A node's level is the largest of its predecessors', plus one where provider or claim changes. Nodes of one claim
+        and level form a convex set, and no cycle between sets is possible, as levels never fall along an edge. Between
+        nodes that become units of their own, shape arithmetic does not count: its results are constants of a plan.
         """
         producer = {v.name: n for n in nodes for v in n.outputs if v is not None}
         level: dict[str, int] = {}
         sets: dict[tuple[int, int, int], list[NodeView]] = {}
         for order, node in enumerate(nodes):
-            owner = self._owners[node.name]
-            group = self._group_of.get(node.name, -1)
-            operands = {v.name for v in shape_operands(node)}
+            claim = (self._owners[node.name], self._group_of.get(node.name, -1))
+            operands = {v.name for v in shape_operands(node)} if claim[1] < 0 else set()
             height = 0
             for name in [*(v.name for v in node.inputs if v is not None), *_captured(node)]:
                 source = producer.get(name)
                 if source is None:
                     continue
-                same = self._owners[source.name] == owner or name in operands
-                height = max(height, level[source.name] + (0 if same else 1))
+                same = (self._owners[source.name], self._group_of.get(source.name, -1)) == claim
+                height = max(height, level[source.name] + (0 if same or name in operands else 1))
             level[node.name] = height
-            if node.op_type in CONTROL and not node.domain:
-                sets[order + len(nodes), -1, -1] = [node]
-            elif group >= 0:
-                sets.setdefault((-1, owner, group), []).append(node)
-            else:
-                sets.setdefault((height, owner, -1), []).append(node)
+            control = node.op_type in CONTROL and not node.domain
+            sets.setdefault((order + len(nodes), -1, -1) if control else (height, *claim), []).append(node)
         return list(sets.values())
 
 

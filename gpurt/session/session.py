@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from gpurt import registry
-from gpurt.errors import EPFail, InvalidArgument, ProviderError, suggest
+from gpurt.errors import EPFail, InvalidArgument, ProviderError, Unsupported, suggest
 from gpurt.loader import GraphInput, Views, load
 from gpurt.optimizer import optimize
 from gpurt.options import SessionOptions
 from gpurt.partitioner import Assigner, Compiler, Decisions
+from gpurt.partitioner.assign import CONTROL, SHAPE_REASON
 from gpurt.plan.runner import GraphRunner
 from gpurt.plan.values import Held, aligned_empty
 from gpurt.provider import HOST, Provider, Unavailable
@@ -92,6 +94,8 @@ class InferenceSession:
         times["optimize"] = time.perf_counter()
         names = loaded.names
         owners, groups = Assigner(loaded.model, self._providers, names, self._decisions).assign()
+        if options.strict and host.name not in {r.name for r in requests}:
+            _check_strict(loaded.model, owners, self._providers.index(host), self._decisions)
         times["partition"] = time.perf_counter()
         compiler = Compiler(self._providers, owners, groups, self._decisions)
         self._compiled = compiler.compile(Views().graph(loaded.model.graph))
@@ -245,6 +249,21 @@ def _root(array: np.ndarray) -> np.ndarray:
 
 def _arg(info: GraphInput) -> NodeArg:
     return NodeArg(info.name, None if info.shape is None else list(info.shape), info.type)
+
+
+def _check_strict(model: ir.Model, owners: Mapping[str, int], host: int, decisions: Decisions) -> None:
+    """Under strict the appended host may only do shape arithmetic and control flow."""
+    for node in model.graph.all_nodes():
+        refused = decisions.refused.get(node.name or "", {})
+        if owners.get(node.name or "") != host or node.op_type in CONTROL or SHAPE_REASON in refused.values():
+            continue
+        why = "; ".join(f"{d}: {r}" for d, r in refused.items())
+        raise Unsupported(
+            f"no provider in the list can run {node.op_type}: {why}",
+            node=node.name,
+            op=node.op_type,
+            remedy='Add "cpu" to the providers, or leave strict off',
+        )
 
 
 def _set_severity(level: int) -> None:

@@ -27,7 +27,7 @@ class Evaluator:
         """Outputs of a node; None if the provider has no kernel for it, or the kernel fails on these inputs."""
         if node not in self._units:
             view = part([node])
-            claimed = bool(self._provider.get_capability(view).claims)
+            claimed = self._provider.get_capability(view).takes(node)
             self._units[node] = self._provider.compile(view)[0] if claimed else None  # type: ignore[assignment]
         unit = self._units[node]
         return None if unit is None else unit.call(inputs)

@@ -1,4 +1,4 @@
-"""Normalisations: layer (17), RMS (23), instance (22), group (21), batch (15), Lp (22), mean-variance (13), LRN (13)."""
+"""Normalisations: layer (17), RMS (23), instance (22), group (21), batch (15), Lp (22), mean-variance and LRN (13)."""
 
 from __future__ import annotations
 
