@@ -91,8 +91,8 @@ KFN(1, 1, 1) strided_copy(INPUT(T, x), TENSOR(T, y), const i64 rows, const i64 p
     to += at[d] * t[d];
   }
   for (i64 row = first; row < last; row++) {
-    GLOBAL const T *restrict p = x + from + begin * (SX);
-    GLOBAL T *restrict q = y + to + begin * (SY);
+    GLOBAL const T *p = x + from + begin * (SX);
+    GLOBAL T *q = y + to + begin * (SY);
     for (i64 i = 0; i < count; i++) q[i * (SY)] = p[i * (SX)];
     for (i32 d = RANK - 2; d >= 0; d--) { /* the next row, without a division */
       at[d]++;

@@ -1,9 +1,9 @@
 /* Pools over windows of up to three axes of [N * C, D, H, W]; missing axes have size 1.
  *
- * START is what an empty window gives; ADD(a, v) takes an element in; END(a) finishes, with count the number of elements
- * that an average divides by. INDICES (MaxPool only) also stores the place of the maximum, as an offset into the tensor in
+ * START is what an empty window gives; ADD(a, v) takes an element in; COMBINE(a, b) joins two partial results; END(a)
+ * finishes, with count the number of elements that an average divides by. INDICES (MaxPool only) also stores the place of the maximum, as an offset into the tensor in
  * the order that the strides index_* say. TAPS_H and TAPS_W are the window where it is small enough to unroll, STRIDE_W
- * the step along the row where it is 1 or 2.
+ * the step along the row where it is 1 or 2, LINE how many columns of the data the CPU class works on at a time.
  */
 #ifdef TAPS_H
 #define TAPS_H_ TAPS_H
@@ -34,11 +34,14 @@
       const i32 begin_w, const i32 limit_d, const i32 limit_h, const i32 limit_w INDEX_ARGS
 
 /* How many of n taps, from `at` on, lie below the limit; with the padding before the data or without it. */
+#ifdef AVERAGE
 FN i32 taps_within(i32 at, i32 step, i32 n, i32 limit, i32 with_padding) {
   i32 count = 0;
   for (i32 k = 0; k < n; k++) count += at + k * step < limit && (with_padding || at + k * step >= 0);
   return count;
 }
+
+#endif
 
 #ifdef INCLUDE_PAD
 #define COUNT_TAPS(at, step, n, size, limit) taps_within(at, step, n, limit, 1)
@@ -96,70 +99,135 @@ FN i32 taps_within(i32 at, i32 step, i32 n, i32 limit, i32 with_padding) {
 
 #ifdef GP_CPU_CLASS
 
+#ifdef LINE
+#define AT8(i) (*(const A_any8 *)(line + (i)))
 #if STRIDE_W == 1
-#define LOAD_STEPPED(p, i) LD8_T(p, i)
+#define TAP8(i) AT8(i)
 #elif STRIDE_W == 2
-/* Two overlapping reads, so that nothing after the fifteenth element is touched. */
+/* The even ones of the first eight and, as the second read begins at 7, the odd ones of that. */
 FN A8 even8(A8 low, A8 high) { return (A8)(low.even, high.odd); }
-#define LOAD_STEPPED(p, i) even8(LD8_T(p, i), LD8_T(p, (i) + 7))
+#define TAP8(i) even8(AT8(i), AT8((i) + 7))
+#else
+#define TAP8(i) \
+  (A8)(line[i], line[(i) + stride_w], line[(i) + 2 * stride_w], line[(i) + 3 * stride_w], line[(i) + 4 * stride_w], \
+       line[(i) + 5 * stride_w], line[(i) + 6 * stride_w], line[(i) + 7 * stride_w])
 #endif
 
-/* A task is a row of the output. Where windows lie inside the data along the row, eight run side by side; the last eight
- * overlap those before rather than leaving a tail. */
-KFN(1, 1, 1) pool(INPUT(T, x), TENSOR(T, y), INDICES_PARAM const i64 tasks, const i64 per, GEOMETRY) {
+/* A task is a row of the output, done in pieces: first the window's rows are combined into one line, which is filled up
+ * with START where it lies in the padding; then the line is pooled. Both run eight lanes wide, the last eight overlapping
+ * those before rather than leaving a tail, and a window costs the sum of its sides instead of their product. */
+KFN(1, 1, 1) pool(INPUT(T, x), TENSOR(T, y), const i64 tasks, const i64 per, GEOMETRY) {
   OPEN_IN(T, x);
   OPEN(T, y);
-  OPEN_INDICES;
+  /* Lanes beyond the end of a short piece read what is behind it. */
+  A line[LINE + 8 * STRIDE_MAX + 8] __attribute__((aligned(64)));
   const i64 first = GROUP(0) * per;
   const i64 last = first + per < tasks ? first + per : tasks;
-#if STRIDE_W > 0 && !defined(INDICES)
-  i32 inside = (begin_w > 0 ? begin_w : 0) + STRIDE_W - 1;
-  inside /= STRIDE_W;
-  const i32 room = in_w - 1 + begin_w - (TAPS_W_ - 1) * DILATION_W_;
-  i32 outside = room < 0 ? 0 : room / STRIDE_W + 1;
-  if (outside > out_w) outside = out_w;
-#else
-  const i32 inside = out_w, outside = 0;
-#endif
+  const i32 reach = (TAPS_W_ - 1) * DILATION_W_;
+  const i32 piece = (LINE - reach - 1) / stride_w + 1;
+  /* Outputs from inside on and before outside have their window within the data along the row. */
+  const i32 inside = begin_w > 0 ? CEIL_DIV(begin_w, stride_w) : 0;
+  const i32 room = in_w - 1 + begin_w - reach;
+  const i32 outside = room < 0 ? 0 : room / stride_w + 1;
+  for (i32 i = 0; i < LINE + 8 * STRIDE_MAX + 8; i++) line[i] = START;
   for (i64 task = first; task < last; task++) {
     const i64 plane = task / ((i64)out_d * out_h);
     const i32 row = (i32)(task % ((i64)out_d * out_h));
     const i32 d0 = row / out_h * stride_d - begin_d, h0 = row % out_h * stride_h - begin_h;
     const GLOBAL T *p = x + plane * in_d * in_h * in_w;
     const i32 plane_count = COUNT_PLANE;
-    i32 ow = 0;
-    while (ow < out_w) {
-#if STRIDE_W > 0 && !defined(INDICES)
-      if (ow >= inside && outside - inside >= 8 && ow < outside) {
-        const i32 column = ow + 8 <= outside ? ow : outside - 8;
-        const i32 w0 = column * STRIDE_W - begin_w;
+    for (i32 ow = 0; ow < out_w; ow += piece) {
+      const i32 n = out_w - ow < piece ? out_w - ow : piece;
+      const i32 start = ow * stride_w - begin_w, span = (n - 1) * stride_w + reach + 1;
+      i32 low = start < 0 ? -start : 0, high = in_w - start < span ? in_w - start : span;
+      if (low > span) low = span;
+      if (high < low) high = low;
+      for (i32 i = 0; i < low; i++) line[i] = START;
+      for (i32 i = high; i < span; i++) line[i] = START;
+      i32 i = low;
+      while (i < high) {
+        const i32 wide = high - low >= 8;
+        if (wide && i + 8 > high) i = high - 8;
         A8 a = START;
+        A b = START;
         for (i32 kd = 0; kd < taps_d; kd++) {
           const i32 d = d0 + kd * dilation_d;
           if (d < 0 || d >= in_d) continue;
           for (i32 kh = 0; kh < TAPS_H_; kh++) {
             const i32 h = h0 + kh * DILATION_H_;
             if (h < 0 || h >= in_h) continue;
-            const GLOBAL T *line = p + ((i64)d * in_h + h) * in_w + w0;
-            for (i32 kw = 0; kw < TAPS_W_; kw++) {
-              const A8 v = LOAD_STEPPED(line, kw * DILATION_W_);
+            const GLOBAL T *q = p + ((i64)d * in_h + h) * in_w + start + i;
+            if (wide) {
+              const A8 v = LD8_T(q, 0);
               a = ADD(a, v);
+            } else {
+              const A v = LD_T(q, 0);
+              b = ADD(b, v);
             }
           }
         }
-        const i32 count = plane_count * TAPS_W_;
-        (void)count;
-        ST8_T(y, task * out_w + column, END(a));
-        ow = column + 8;
-        continue;
+        if (wide) {
+          *(A_any8 *)(line + i) = a;
+          i += 8;
+        } else {
+          line[i++] = b;
+        }
       }
+      GLOBAL T *q = y + task * out_w + ow;
+      for (i32 j = 0; j < n; j += 8) {
+        if (n >= 8 && j + 8 > n) j = n - 8;
+        A8 a = START;
+        for (i32 kw = 0; kw < TAPS_W_; kw++) {
+          const A8 v = TAP8(j * stride_w + kw * DILATION_W_);
+          a = COMBINE(a, v);
+        }
+#ifdef AVERAGE
+        if (n >= 8 && ow + j >= inside && ow + j + 8 <= outside) {
+          const i32 count = plane_count * TAPS_W_;
+          ST8_T(q, j, END(a));
+          continue;
+        }
+#else
+        if (n >= 8) {
+          ST8_T(q, j, END(a));
+          continue;
+        }
 #endif
-      const i32 w0 = ow * stride_w - begin_w;
-      POOL_ONE(p, task * out_w + ow);
-      ow++;
+        A lane[8] __attribute__((aligned(64)));
+        *(A8 *)lane = a;
+        for (i32 k = 0; k < 8 && j + k < n; k++) {
+          const i32 w0 = start + (j + k) * stride_w;
+          const i32 count = plane_count * COUNT_ROW;
+          (void)count, (void)w0;
+          ST_T(q, j + k, END(lane[k]));
+        }
+      }
     }
   }
 }
+
+#else
+
+/* Windows wider than a line, and MaxPool with places: a task is a row of the output. */
+KFN(1, 1, 1) pool(INPUT(T, x), TENSOR(T, y), INDICES_PARAM const i64 tasks, const i64 per, GEOMETRY) {
+  OPEN_IN(T, x);
+  OPEN(T, y);
+  OPEN_INDICES;
+  const i64 first = GROUP(0) * per;
+  const i64 last = first + per < tasks ? first + per : tasks;
+  for (i64 task = first; task < last; task++) {
+    const i64 plane = task / ((i64)out_d * out_h);
+    const i32 row = (i32)(task % ((i64)out_d * out_h));
+    const i32 d0 = row / out_h * stride_d - begin_d, h0 = row % out_h * stride_h - begin_h;
+    const GLOBAL T *p = x + plane * in_d * in_h * in_w;
+    const i32 plane_count = COUNT_PLANE;
+    for (i32 ow = 0; ow < out_w; ow++) {
+      const i32 w0 = ow * stride_w - begin_w;
+      POOL_ONE(p, task * out_w + ow);
+    }
+  }
+}
+#endif
 
 #else
 

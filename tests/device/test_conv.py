@@ -57,7 +57,7 @@ def conv_transpose(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, attrs: di
     n, filters = x.shape[0], w.shape[1] * group
     y = np.zeros((n, filters, *out))
     weights = w.reshape(group, -1, *w.shape[1:])
-    parts = x.reshape(n, group, -1, *x.shape[2:])
+    parts = x.reshape(n, group, w.shape[0] // group, *x.shape[2:])
     for tap in itertools.product(*map(range, kernel)):
         sent = np.einsum("ngc...,gcm->ngm...", parts, weights[(..., *tap)]).reshape(n, filters, *x.shape[2:])
         for pixel in itertools.product(*map(range, x.shape[2:])):

@@ -106,6 +106,7 @@ def layer(
     return op, inputs, {"hidden_size": hidden, "direction": direction, **attrs}
 
 
+_THREE = ["Softsign", "ScaledTanh", "HardSigmoid"]
 LAYERS = [
     *(
         made
@@ -124,10 +125,7 @@ LAYERS = [
     layer("GRU", 4, 3, 3, 20, direction="bidirectional", linear_before_reset=1, states=True),
     layer("GRU", 4, 3, 3, 20, linear_before_reset=1, bias=False),
     layer("RNN", 4, 2, 3, 8, direction="bidirectional", activations=["Relu", "Sigmoid"]),
-    layer(
-        "LSTM", 4, 2, 3, 8, activations=["Softsign", "ScaledTanh", "HardSigmoid"], activation_alpha=[0.3, 0.7],
-        activation_beta=[0.4, 1.3],
-    ),  # fmt: skip
+    layer("LSTM", 4, 2, 3, 8, activations=_THREE, activation_alpha=[0.3, 0.7], activation_beta=[0.4, 1.3]),
     layer("GRU", 4, 2, 3, 8, activations=["Affine", "Elu"], activation_alpha=[0.3, 0.7], activation_beta=[0.4]),
     layer("RNN", 4, 2, 3, 8, activations=["LeakyRelu"], activation_alpha=[0.3]),
     layer("RNN", 4, 2, 3, 8, activations=["ThresholdedRelu"], activation_alpha=[0.3]),

@@ -1,4 +1,4 @@
-"""ConvTranspose (ONNX 22) in one to three dimensions: a product with every input pixel, then a gather of what overlaps."""
+"""ConvTranspose (ONNX 22) in one to three dimensions: a product with every input pixel, then a gather of overlaps."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def _matrix(c: Lowering, term: _Term, batch: str, rows: str, cols: str, sizes: M
 
 
 def _join(c: Lowering, a: _Term, b: _Term, out: _Term, sizes: Mapping[str, int]) -> None:
-    """out = sum over the labels that out lacks of a * b."""
+    """Emit out = a * b, summed over the labels that out lacks."""
     wanted = out.labels
     batch = "".join(x for x in wanted if x in a.labels and x in b.labels)
     summed = "".join(x for x in a.labels if x not in wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -110,17 +110,22 @@ def gemm(
         add: C, M x N of y's type, strides 0 where it is broadcast.
     """
     m, n, k = size
-    if max(size) > I32_MAX or isinstance(b, Columns) and b.ref.size > I32_MAX:
+    if max(size) > I32_MAX:
         raise Refused(f"{c.node.op}: a product of {m} x {k} by {k} x {n} is too large for the kernel")
     if m == 0 or n == 0 or 0 in batch:
         return
     if beta == 0:
         add = None
-    operands = [a, b, y] if add is None else [a, b, y, add]
+    operands: list[Mat | Panels | Columns] = [a, b, y] if add is None else [a, b, y, add]
     sizes, strides = _collapse(batch, [o.batch or (0,) * len(batch) for o in operands])
     outer, inner = sizes[: max(len(sizes) - _LEVELS, 0)], sizes[-_LEVELS:]
     if math.prod(outer) > MAX_LAUNCHES:
         raise Refused(f"{c.node.op}: the batch dimensions need more than {MAX_LAUNCHES} launches")
+    if outer and c.cpu_class and y.ref.dtype == FLOAT16:
+        # Before the operands become parts of tensors, whose ends are not known any more.
+        operands[0] = replace(a, ref=as_float(c, a.ref))
+        if isinstance(b, Mat):
+            operands[1] = replace(b, ref=as_float(c, b.ref))
     for index in itertools.product(*map(range, outer)):
         moved = []
         for operand, stride in zip(operands, strides, strict=True):
@@ -138,9 +143,7 @@ def _moved(operand: Mat | Panels | Columns, offset: int, batch: tuple[int, ...])
     return Columns(ref, operand.table, operand.plane, operand.out, batch)
 
 
-def _collapse(
-    sizes: Sequence[int], strides: Sequence[Sequence[int]]
-) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+def _collapse(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     """Merge neighbouring batch dimensions that every operand walks through with one stride, drop those of size 1."""
     kept: list[int] = []
     steps: list[list[int]] = []  # per kept dimension, a stride for each operand
@@ -179,9 +182,11 @@ class _Product:
         m, n, k = self.size
         if isinstance(b, Mat):
             if n == 1 and a.col == 1 and b.row == 1:
-                return self._rows(a, b, y, y.row, add, 0 if add is None else add.row, m)
+                self._rows(a, b, y, y.row, add, 0 if add is None else add.row, m)
+                return
             if m == 1 and b.row == 1 and a.col == 1 and b.col != 1:
-                return self._rows(b.t, a, y, 1, add, 0 if add is None else add.col, n)
+                self._rows(b.t, a, y, 1, add, 0 if add is None else add.col, n)
+                return
         a = Mat(as_float(self.c, a.ref), a.row, a.col, a.batch)
         rows, vectors = self._tile()
         if isinstance(b, Mat):
@@ -190,7 +195,14 @@ class _Product:
             direct = b.col == 1 and n >= 16 * vectors and not often
             b = Mat(as_float(self.c, b.ref), b.row, b.col, b.batch) if direct else self._pack(b)
         mode, b_row = (0, 0) if isinstance(b, Panels) else (1, b.row) if isinstance(b, Mat) else (2, 0)
-        args = [a.ref, *_i64(a.row, a.col), *self._strides(a), b.ref, *_i64(b_row), *self._strides(b)]
+        args: list[Ref | np.generic] = [
+            a.ref,
+            *_i64(a.row, a.col),
+            *self._strides(a),
+            b.ref,
+            *_i64(b_row),
+            *self._strides(b),
+        ]
         args += [y.ref, *_i64(y.row), *self._strides(y), *self._added(add, FLOAT32)]
         columns = n
         if isinstance(b, Columns):
@@ -222,7 +234,7 @@ class _Product:
         """Rows an item computes: all, unless there are too few tiles of columns to keep every core busy."""
         items = min(8 * self.c.info.compute_units, max(m * n * k // 32768, 1))
         parts = max(-(-items // max(tiles * math.prod(self.batch), 1)), 1)
-        return max(-(-(-(-m // parts)) // rows), 1) * rows
+        return max(math.ceil(m / parts / rows), 1) * rows
 
     def _pack(self, b: Mat) -> Panels:
         _, n, k = self.size
@@ -245,7 +257,13 @@ class _Product:
     def _rows(self, a: Mat, x: Mat, y: Mat, y_step: int, add: Mat | None, c_step: int, m: int) -> None:
         c, k = self.c, self.size[2]
         rows = max(-(-m // (4 * c.info.compute_units)), -(-16384 // max(k, 1)))
-        args = [as_float(c, a.ref), *_i64(a.row), *self._strides(a), as_float(c, x.ref), *self._strides(x)]
+        args: list[Ref | np.generic] = [
+            as_float(c, a.ref),
+            *_i64(a.row),
+            *self._strides(a),
+            as_float(c, x.ref),
+            *self._strides(x),
+        ]
         args += [y.ref, *_i64(y_step), *self._strides(y)]
         if add is not None:
             args += [add.ref, *_i64(c_step), *self._strides(add), np.float32(self.beta)]
@@ -257,7 +275,14 @@ class _Product:
     def _plain(self, a: Mat, b: Mat, y: Mat, add: Mat | None) -> None:
         m, n, k = self.size
         acc = y.ref.dtype
-        args = [a.ref, *_i64(a.row, a.col), *self._strides(a), b.ref, *_i64(b.row, b.col), *self._strides(b)]
+        args: list[Ref | np.generic] = [
+            a.ref,
+            *_i64(a.row, a.col),
+            *self._strides(a),
+            b.ref,
+            *_i64(b.row, b.col),
+            *self._strides(b),
+        ]
         args += [y.ref, *_i64(y.row), *self._strides(y), *self._added(add, acc)]
         self._launch(
             "gemm_plain.cl", "gemm_plain", args, [*_i32(m, n, k), acc.type(self.alpha)], (m, -(-n // 16)), (1,),
@@ -269,7 +294,14 @@ class _Product:
         acc = FLOAT32 if y.ref.dtype == FLOAT16 else y.ref.dtype
         table = isinstance(b, Columns)
         b_row, b_col = (0, 0) if isinstance(b, Columns) else (b.row, b.col)
-        args = [a.ref, *_i64(a.row, a.col), *self._strides(a), b.ref, *_i64(b_row, b_col), *self._strides(b)]
+        args: list[Ref | np.generic] = [
+            a.ref,
+            *_i64(a.row, a.col),
+            *self._strides(a),
+            b.ref,
+            *_i64(b_row, b_col),
+            *self._strides(b),
+        ]
         args += [y.ref, *_i64(y.row), *self._strides(y), *self._added(add, acc)]
         if isinstance(b, Columns):
             args += [b.table, *_i32(b.plane[1], b.plane[0], b.out[2], b.out[1])]

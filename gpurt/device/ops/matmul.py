@@ -18,7 +18,7 @@ TYPES = "float32 float16 double int32 int64 uint32 uint64"
 
 
 def packed_panels(c: Lowering, position: int, transposed: bool) -> Ref | None:
-    """A constant matrix or batch [..., K, N] (or [..., N, K]) as panels for the CPU class; None if it is not constant."""
+    """A constant [..., K, N] (or transposed [..., N, K]) as panels for the CPU class; None if it is not constant."""
     if not c.cpu_class or c.input(position).dtype not in (FLOAT32, FLOAT16):
         return None
     if transposed:
@@ -38,7 +38,7 @@ def _product(
 ) -> None:
     """Matrices of rank 2 and more, batches broadcast."""
     *lead_a, m, k = a.shape
-    *lead_b, n = b.shape[:-2] + (b.shape[-2] if trans_b else b.shape[-1],)
+    *lead_b, n = (*b.shape[:-2], b.shape[-2] if trans_b else b.shape[-1])
     if trans_a:
         m, k = k, m
     batch: Sequence[int] = broadcast(lead_a, lead_b)
@@ -64,11 +64,11 @@ def matmul(c: Lowering) -> None:
     a, b = c.input(0), c.input(1)
     if b.spec.rank == 1:
         # The panels of [K, 1] would be fifteen sixteenths zeros; as a row vector it is read as it is.
-        return _times_vector(c, a, b)
+        _times_vector(c, a, b)
+        return
     if a.spec.rank == 1:
         a = a.view((1, a.size))
     _product(c, a, b, c.output())
-    return None
 
 
 def _times_vector(c: Lowering, a: Ref, b: Ref) -> None:
@@ -117,7 +117,7 @@ def gemm_op(c: Lowering) -> None:
         right = Panels(packed)
     add = None
     if c.has(2):
-        rows, cols = ((1, 1) + c.input(2).shape)[-2:]
+        rows, cols = (1, 1, *c.input(2).shape)[-2:]
         add = Mat(c.input(2), 0 if rows == 1 else cols, 0 if cols == 1 else 1)
     alpha, beta = c.node.attr("alpha", 1.0), c.node.attr("beta", 1.0)
     gemm(c, left, right, Mat(y, n, 1), (m, n, k), alpha=alpha, beta=beta, add=add)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 
+import gpurt_kernels
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.table import ANY, op
 from gpurt.infer.shapes import axis as front
@@ -75,11 +76,52 @@ def position_type(count: int) -> str:
     return "i32" if count < 2**31 - 1024 else "i64"
 
 
-def split_rows(rows: int, inner: int) -> tuple[int, int, tuple[int, int]]:
+def split_rows(rows: int, inner: int, work: int = 1) -> tuple[int, int, tuple[int, int]]:
     """How CPU items share rows of `inner` elements: rows an item, elements of a row an item, grid of (rows, chunks)."""
-    chunk = inner if inner < 2 * ITEM_ELEMENTS else max(ITEM_ELEMENTS, ceil_div(inner, 60000))
-    per_item = max(1, ITEM_ELEMENTS // max(chunk, 1))
+    share = max(ITEM_ELEMENTS // work, 64)
+    chunk = inner if inner < 2 * share else max(share, ceil_div(inner, 60000))
+    per_item = max(1, ITEM_ELEMENTS // max(chunk * work, 1))
     return per_item, chunk, (ceil_div(rows, per_item), ceil_div(inner, chunk) if inner else 0)
+
+
+def launch_rows(
+    c: Lowering,
+    source: str,
+    entry: str,
+    args: Sequence[Ref | np.generic],
+    rows: int,
+    inner: int,
+    *,
+    types: Mapping[str, np.dtype],
+    defines: Mapping[str, int | float | str] | None = None,
+    dims: Sequence[int] = (),
+    work: int = 1,
+) -> None:
+    """Emit a kernel written with the macros of rows.h.
+
+    Args:
+        c: the lowering.
+        source: a file of gpurt_kernels or kernel text; rows.h is put before it.
+        entry: the kernel's name.
+        args: the arguments before ROW_PARAMS.
+        rows: number of rows.
+        inner: elements of a row.
+        types: see Lowering.launch.
+        defines: see Lowering.launch.
+        dims: the arguments after ROW_PARAMS.
+        work: how many elements' time one element takes.
+    """
+    text = gpurt_kernels.text("rows.h") + (source if "\n" in source else gpurt_kernels.text(source))
+    after = [np.int64(d) for d in dims]
+    if c.cpu_class:
+        per_item, chunk, grid = split_rows(rows, inner, work)
+        own = [np.int64(rows), np.int64(inner), np.int64(per_item), np.int64(chunk)]
+        c.launch(text, entry, [*args, *own, *after], grid, types=types, defines={"POS": "i64", **(defines or {})})
+        return
+    position = position_type(rows * inner)
+    sizes = [np.int32(v) if position == "i32" else np.int64(v) for v in (rows, inner)]
+    grid = (ceil_div(rows * inner, 256), 1)
+    c.launch(text, entry, [*args, *sizes, *after], grid, [256], types=types, defines={"POS": position, **(defines or {})})
 
 
 def strided_copy(c: Lowering, dst: Ref, src: Ref, dims: Sequence[Dim]) -> None:

@@ -15,6 +15,8 @@ from gpurt.device.table import FLOATS, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import conv_geometry, window_arguments
 
+_LINE = 512  # columns: with a half-window of any usual size it stays in the first-level cache
+_LARGER = "((v) > (a) ? (v) : (a))"
 _LOWEST = {"f": "(-INFINITY)", "u": "0", "i": "-128"}
 
 
@@ -33,26 +35,28 @@ def _window(node: NodeView, info: DeviceInfo) -> str | None:  # noqa: ARG001
 
 def _macros(node: NodeView, acc: np.dtype, stored: np.dtype) -> dict[str, int | float | str]:
     if node.op_type == "MaxPool":
-        return {"START": _LOWEST[stored.kind], "ADD(a, v)": "((v) > (a) ? (v) : (a))", "END(a)": "(a)"}
+        return {"START": _LOWEST[stored.kind], "ADD(a, v)": _LARGER, "COMBINE(a, v)": _LARGER, "END(a)": "(a)"}
     if node.op_type == "AveragePool":
         macros: dict[str, int | float | str] = {
             "AVERAGE": "",
             "START": "0",
             "ADD(a, v)": "((a) + (v))",
+            "COMBINE(a, b)": "((a) + (b))",
             "END(a)": "((a) / (A)count)",
         }
         if node.attr("count_include_pad", 0):
             macros["INCLUDE_PAD"] = ""
         return macros
     p = int(node.attr("p", 2))
+    sums: dict[str, int | float | str] = {"START": "0", "COMBINE(a, b)": "((a) + (b))"}
     if p == 1:
-        return {"START": "0", "ADD(a, v)": "((a) + fabs(v))", "END(a)": "(a)"}
+        return {**sums, "ADD(a, v)": "((a) + fabs(v))", "END(a)": "(a)"}
     if p == 2:
-        return {"START": "0", "ADD(a, v)": "((a) + (v) * (v))", "END(a)": "sqrt(a)"}
+        return {**sums, "ADD(a, v)": "((a) + (v) * (v))", "END(a)": "sqrt(a)"}
     suffix = "" if acc == F64 else "f"
     # pow is slow, and of a vector it wants a vector; zero comes out right through minus infinity.
     return {
-        "START": "0",
+        **sums,
         "ADD(a, v)": f"((a) + exp(log(fabs(v)) * {float(p)}{suffix}))",
         "END(a)": f"exp(log(a) * (1.0{suffix} / {float(p)}{suffix}))",
     }
@@ -94,10 +98,13 @@ def pool(c: Lowering) -> None:
     body = gpurt_kernels.text("pool.cl")
     args: Args
     if c.cpu_class:
-        defines["STRIDE_W"] = strides[-1] if strides[-1] <= 2 else 0
+        if not wants_places and dilations[-1] * (kernel[-1] - 1) < _LINE // 2 and strides[-1] <= _LINE // 2:
+            defines["LINE"] = _LINE
+            defines["STRIDE_W"] = strides[-1] if strides[-1] <= 2 else 0
+            defines["STRIDE_MAX"] = 2 if strides[-1] <= 2 else _LINE // 2
         tasks = y.size // max(sizes[-1], 1)
-        # With eight lanes a tap costs little more than copying an element.
-        grid, per = share(tasks, sizes[-1] * max(math.prod(kernel) // 2, 1))
+        # With eight lanes a tap costs about as much as copying an element.
+        grid, per = share(tasks, data[-1] * max(math.prod(kernel[:-1]), 1) + sizes[-1] * kernel[-1])
         args = [*tensors, np.int64(tasks), per, *geometry]
         c.launch(lanes(acc, types) + body, "pool", args, [grid], types=types, defines=defines)
         return

@@ -17,6 +17,7 @@ import gpurt_kernels
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.gemm import FLOAT32, I32_MAX, Mat, Panels, gemm, panels
+from gpurt.device.ops.matmul import packed_panels
 from gpurt.device.table import op
 from gpurt.graph.view import NodeView
 from gpurt.provider import Refused
@@ -40,7 +41,14 @@ _ACTIVATIONS: Final = {
     "softplus": "(fmax({x}, 0.0f) + log(1.0f + exp(-fabs({x}))))",
 }
 # Defaults of alpha and beta, for the functions that have them.
-_ALPHA: Final = {"affine": 1.0, "leakyrelu": 0.01, "thresholdedrelu": 1.0, "scaledtanh": 1.0, "hardsigmoid": 0.2, "elu": 1.0}
+_ALPHA: Final = {
+    "affine": 1.0,
+    "leakyrelu": 0.01,
+    "thresholdedrelu": 1.0,
+    "scaledtanh": 1.0,
+    "hardsigmoid": 0.2,
+    "elu": 1.0,
+}
 _BETA: Final = {"affine": 0.0, "scaledtanh": 1.0, "hardsigmoid": 0.5}
 
 
@@ -66,7 +74,8 @@ def _activations(node: NodeView) -> str:
     lines = []
     for letter, forward, backward in zip("FGH", texts[:count], texts[count:] or texts, strict=False):
         body = forward if forward == backward else f"((d) == 0 ? {forward} : {backward})"
-        lines.append(f"FN V act_{letter}(const i32 d, const V x) {{ return {body}; }}\n#define ACT_{letter} act_{letter}\n")
+        name = f"act_{letter}"
+        lines.append(f"FN V {name}(const i32 d, const V x) {{ return {body}; }}\n#define ACT_{letter} {name}\n")
     clip = node.attr("clip")
     limit = _literal(clip) if clip else ""
     lines.append(f"#define CLIP(x) fmin(fmax((x), -{limit}), {limit})\n" if clip else "#define CLIP(x) (x)\n")
@@ -120,7 +129,12 @@ class _Layer:
         second: int = 0, paired: int = 0,
     ) -> None:  # fmt: skip
         """Rows of `hidden` elements from one strided place to another, filled up with zeros to width."""
-        args = [source or target, target, *_i32(n[1], self.hidden, width), *_i64(*s, *t, second)]
+        args: list[Ref | np.generic] = [
+            source or target,
+            target,
+            *_i32(n[1], self.hidden, width),
+            *_i64(*s, *t, second),
+        ]
         self.c.launch(
             self.text("rnn.cl"), "rnn_copy", [*args, *_i32(paired, int(source is not None))], [n[0] * n[1]],
             [1 if self.c.cpu_class else 64],
@@ -151,26 +165,30 @@ class _Layer:
         apart = self.c.node.op_type == "GRU" and bool(self.c.node.attr("linear_before_reset", 0))
         strides = ((gates + 1) * self.width, self.width)
         paired = 0 if source is None else gates - 1 if apart else gates
-        self.copy(source, ref, (self.directions, gates), self.width, (2 * gates * hidden, hidden), strides, gates * hidden, paired)
+        self.copy(
+            source, ref, (self.directions, gates), self.width, (2 * gates * hidden, hidden), strides,
+            second=gates * hidden, paired=paired,
+        )  # fmt: skip
         last = ref.at(gates * self.width, (1,))
         tail = None if source is None else source.at((2 * gates - 1) * hidden, (1,))
         self.copy(tail, last, (self.directions, 1), self.width, (2 * gates * hidden, 0), (strides[0], 0))
         return ref
 
     def peephole(self) -> Ref:
-        """[direction][input, output, forget][width]; unused memory of the bias where the cell has none."""
+        """Peephole weights [direction][input, output, forget][width], zero where the node has none."""
         ref = self.c.temp(FLOAT32, (self.directions, 3, self.width))
         source = self.c.input(7) if self.c.has(7) else None
-        self.copy(source, ref, (self.directions, 3), self.width, (3 * self.hidden, self.hidden), (3 * self.width, self.width))
+        strides = (3 * self.width, self.width)
+        self.copy(source, ref, (self.directions, 3), self.width, (3 * self.hidden, self.hidden), strides)
         return ref
 
     def inputs(self) -> Ref:
-        """x W^T for all steps: [direction][all rows][gates * hidden]."""
+        """The product X W^T for all steps: [direction][all rows][gates * hidden]."""
         c, x = self.c, self.c.input(0)
         k, n, m = x.shape[2], self.gates * self.hidden, self.steps * self.rows
         # The last vector of the last row is read whole.
         xw = c.temp(FLOAT32, (self.directions * m * n + 16,))
-        packed = c.packed(1, "gemm panels of the transposed", lambda w: panels(np.swapaxes(w, -1, -2))) if c.cpu_class else None
+        packed = packed_panels(c, 1, transposed=True)
         w: Mat | Panels = Mat(c.input(1), 1, k, (n * k,)) if packed is None else Panels(packed, (-(-n // 16) * k * 16,))
         gemm(c, Mat(x, k, 1, (0,)), w, Mat(xw, n, 1, (m * n,)), (m, n, k), (self.directions,))
         return xw
@@ -235,11 +253,17 @@ class _Layer:
     def _pack(self) -> Ref:
         c, g, n = self.c, self.gates, self.hidden
         packed = c.temp(FLOAT32, (self.directions, g, self.width // 16, n, 16))
-        sizes = [*_i64(1, n), *_i64(0, 0, n * n), packed, *_i32(0, 1, self.directions * g), *_i32(n, n, n)]
+        numbers: list[Ref | np.generic] = [
+            *_i64(1, n),
+            *_i64(0, 0, n * n),
+            packed,
+            *_i32(0, 1, self.directions * g),
+            *_i32(n, n, n),
+        ]
         body = gpurt_kernels.text("batch.h") + gpurt_kernels.text("gemm_pack.cl")
         r = c.input(2)
         c.launch(
-            body, "gemm_pack", [r, *sizes], (self.width // 16, 1, self.directions * g), types={"T": r.dtype},
+            body, "gemm_pack", [r, *numbers], (self.width // 16, 1, self.directions * g), types={"T": r.dtype},
             defines={"HAS_C": 0},
         )  # fmt: skip
         return packed
@@ -301,9 +325,8 @@ def recurrent(c: Lowering) -> None:
     if math.prod((steps, rows, directions, gates, hidden)) > I32_MAX:
         raise Refused(f"{c.node.op}: more than 2^31 gate values")
     n = gates * hidden
-    _Layer(
-        c, gates, steps, rows, hidden, directions, (x_time * n, x_row * n), y_strides, state_strides
-    ).run()  # fmt: skip
+    strides = (x_time * n, x_row * n)
+    _Layer(c, gates, steps, rows, hidden, directions, strides, y_strides, state_strides).run()
 
 
 def _i32(*values: int) -> list[np.generic]:

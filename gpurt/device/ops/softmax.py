@@ -6,7 +6,7 @@ import numpy as np
 
 import gpurt_kernels
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.lanes import I64, Args, accumulator, around, flat_group, group_size, lanes, share
+from gpurt.device.ops.lanes import F32, I64, Args, accumulator, around, flat_group, group_size, lanes, share
 from gpurt.device.ops.reduce import arg_extreme
 from gpurt.device.table import FLOATS, op
 from gpurt.infer import shapes
@@ -29,6 +29,8 @@ def softmax_along(c: Lowering, x: Ref, y: Ref, axis: int, *, log: bool = False) 
     size, step = np.int32(r), np.int64(inner)
     args: Args
     if c.cpu_class:
+        if acc == F32:
+            defines["FLOAT_LANES"] = ""
         tasks = outer if inner == 1 else outer * -(-inner // 64)
         # An exponential costs several times as much as moving an element.
         groups, per = share(tasks, 4 * r * min(inner, 64))

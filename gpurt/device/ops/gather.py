@@ -1,0 +1,98 @@
+"""Gather, GatherElements and GatherND. Indices out of range read the nearest element that there is."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gpurt.device.lowering import Lowering
+from gpurt.device.ops.movement import BITS, Dim, collapse, launch_rows, rank_defines, strides
+from gpurt.device.table import ANY, op
+from gpurt.infer.shapes import axis as front
+from gpurt.provider import Refused
+
+INDEX_TYPES = {None: ANY, 1: "int32 int64"}
+
+
+def _types(c: Lowering) -> dict[str, np.dtype]:
+    return {"T": BITS[c.input(0).dtype.itemsize], "I": c.input(1).dtype}
+
+
+def _nothing(c: Lowering, size: int) -> bool:
+    # Whether there is nothing to read; an axis without elements has none for any index.
+    if c.output().size and not size:
+        raise Refused(f"{c.node.op}: an index into a dimension of size 0")
+    return c.output().size == 0
+
+
+@op("Gather", types=INDEX_TYPES)
+def gather(c: Lowering) -> None:
+    """Gather-13. One index that is known when the plan is made picks a part of the input's memory."""
+    x, indices = c.input(0), c.input(1)
+    along = front(c.node.attr("axis", 0), len(x.shape))
+    outer, n, inner = math.prod(x.shape[:along]), x.shape[along], math.prod(x.shape[along + 1 :])
+    m = indices.size
+    if _nothing(c, n):
+        return
+    known = indices.spec.const
+    if known is not None and m == 1 and outer == 1:
+        k = int(known.reshape(())) if known.size == 1 else 0
+        k = min(max(k + n if k < 0 else k, 0), n - 1)
+        c.alias(offset=k * inner)
+    elif inner == 1 and m > 1:
+        args = [x, indices, c.output(), np.int64(n)]
+        launch_rows(c, "gather.cl", "gather", args, outer, m, types=_types(c), defines={"GATHER_LAST": 1})
+    else:
+        args = [x, indices, c.output(), np.int64(n), np.int64(m)]
+        launch_rows(c, "gather.cl", "gather", args, outer * m, inner, types=_types(c), defines={"GATHER": 1})
+
+
+@op("GatherElements", types=INDEX_TYPES)
+def gather_elements(c: Lowering) -> None:
+    """GatherElements-13: the indices' shape may be smaller than the data's outside of the axis."""
+    x, indices = c.input(0), c.input(1)
+    along = front(c.node.attr("axis", 0), len(x.shape))
+    if _nothing(c, x.shape[along]):
+        return
+    source = strides(x.shape)
+    dims = [Dim(n, s, t) for n, s, t in zip(indices.shape, source, strides(indices.shape), strict=True)]
+    axis = Dim(indices.shape[along], 0, 0)
+    walk = [*collapse(dims[:along]), axis, *collapse(dims[along + 1 :])]
+    *outers, last = walk
+    outers = outers or [Dim(1, 0, 0)]
+    launch_rows(
+        c,
+        "gather.cl",
+        "gather_elements",
+        [x, indices, c.output(), np.int64(x.shape[along]), np.int64(source[along]), np.int64(last.s)],
+        math.prod(d.n for d in outers),
+        last.n,
+        types=_types(c),
+        defines={"GATHER_ELEMENTS": 1, "RANK": len(outers), **rank_defines("ns", len(outers))},
+        dims=[v for d in outers for v in (d.n, d.s)],
+    )
+
+
+@op("GatherND", types={None: ANY, 1: "int64"})
+def gather_nd(c: Lowering) -> None:
+    """GatherND-13, with batch_dims."""
+    x, indices = c.input(0), c.input(1)
+    batch, depth = c.node.attr("batch_dims", 0), indices.shape[-1]
+    picked = x.shape[batch : batch + depth]
+    if _nothing(c, math.prod(picked)):
+        return
+    rank = max(depth, 1)
+    source = strides(x.shape)[batch : batch + depth]
+    dims = [v for pair in zip(picked, source, strict=True) for v in pair] or [1, 0]
+    launch_rows(
+        c,
+        "gather.cl",
+        "gather_nd",
+        [x, indices, c.output(), np.int64(math.prod(indices.shape[batch:-1])), np.int64(math.prod(x.shape[batch:]))],
+        math.prod(indices.shape[:-1]),
+        math.prod(x.shape[batch + depth :]),
+        types=_types(c),
+        defines={"GATHER_ND": 1, "DEPTH": depth, "RANK": rank, **rank_defines("ns", rank)},
+        dims=dims,
+    )

@@ -1,0 +1,38 @@
+/* Kernels over rows of `inner` elements, one text for both classes: an item of a CPU takes several rows, or a chunk of a
+ * long one, an item of a GPU one element.
+ *
+ *   ROW_KERNEL name(INPUT(T, x), TENSOR(T, y), ROW_PARAMS) {
+ *     OPEN_IN(T, x);
+ *     OPEN(T, y);
+ *     EACH_ROW(row) {
+ *       ... what the whole row needs ...
+ *       EACH(i) y[row * inner + i] = x[row * inner + i];
+ *     }
+ *   }
+ */
+#ifdef GP_CPU_CLASS
+#define ROW_KERNEL KFN(1, 1, 1)
+#define ROW_PARAMS const i64 rows, const i64 inner, const i64 per_item, const i64 chunk
+#define EACH_ROW(row) \
+  const i64 row_begin = GROUP(0) * per_item; \
+  const i64 row_end = row_begin + per_item < rows ? row_begin + per_item : rows; \
+  const i64 begin = GROUP(1) * chunk; \
+  const i64 end = begin + chunk < inner ? begin + chunk : inner; \
+  for (i64 row = row_begin; row < row_end; row++)
+#define EACH(i) for (i64 i = begin; i < end; i++)
+#else
+#define ROW_KERNEL KFN(256, 1, 1)
+#define ROW_PARAMS const POS rows, const POS inner
+#define EACH_ROW(row) \
+  const POS position = (POS)INDEX(0); \
+  const POS row = position / inner; \
+  const POS column = position - row * inner; \
+  if (row < rows)
+#define EACH(i) for (POS i = column, once = 1; once; once = 0)
+#endif
+
+/* An index counted from the end is negative; one that is out of range reads the nearest element that there is. */
+FN i64 clamp_index(i64 k, const i64 n) {
+  k = k < 0 ? k + n : k;
+  return k < 0 ? 0 : k >= n ? n - 1 : k;
+}
