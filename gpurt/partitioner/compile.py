@@ -52,11 +52,12 @@ class Compiler:
             if node.op_type in CONTROL and not node.domain
         }
         items: list[Item] = []
+        readers = _readers(graph)
         for partition in self._partitions(graph.nodes):
             if partition[0].name in bodies:
                 items.append(ControlItem(partition[0], bodies[partition[0].name]))
             else:
-                items += self._units(self._owners[partition[0].name], self._view(partition, graph))
+                items += self._units(self._owners[partition[0].name], _view(partition, readers, graph.name))
         items = _sorted(items, {n.name: i for i, n in enumerate(graph.nodes)})
         needs = _needs(items, [v.name for v in graph.outputs], constants)
         used = {n for item in items for n in reads(item)} | {v.name for v in graph.outputs}
@@ -138,18 +139,6 @@ class Compiler:
             remedy='Add "cpu" to the providers',
         )
 
-    def _view(self, nodes: Sequence[NodeView], graph: GraphView) -> GraphView:
-        """A partition as its provider sees it; outputs are only what is read outside of it."""
-        inside = {n.name for n in nodes}
-        outside = {v.name for v in graph.outputs}
-        for node in graph.nodes:
-            if node.name not in inside:
-                outside.update(v.name for v in node.inputs if v is not None)
-            outside.update(_captured(node))
-        view = part(nodes)
-        wanted = tuple(v for v in view.outputs if v.name in outside)
-        return GraphView(view.nodes, view.inputs, wanted, view.initializers, graph.name)
-
     def _view_alone(self, nodes: Sequence[NodeView], item: UnitItem) -> GraphView:
         view = part(nodes)
         wanted = {n for n in item.unit.outputs if n is not None}
@@ -205,6 +194,23 @@ def _captured(node: NodeView) -> Iterable[str]:
                 yield from (v.name for v in inner.inputs if v is not None and v.name not in made)
                 yield from (n for n in _captured(inner) if n not in made)
             yield from (v.name for v in attr.outputs if v.name not in made)
+
+
+def _readers(graph: GraphView) -> dict[str, set[str]]:
+    """Value -> names of the nodes that read it, by themselves or in their bodies; "" stands for the graph's outputs."""
+    found: dict[str, set[str]] = {v.name: {""} for v in graph.outputs}
+    for node in graph.nodes:
+        for name in [*(v.name for v in node.inputs if v is not None), *_captured(node)]:
+            found.setdefault(name, set()).add(node.name)
+    return found
+
+
+def _view(nodes: Sequence[NodeView], readers: Mapping[str, set[str]], name: str) -> GraphView:
+    """A partition as its provider sees it; outputs are only what is read outside of it."""
+    inside = {n.name for n in nodes}
+    view = part(nodes)
+    wanted = tuple(v for v in view.outputs if not readers.get(v.name, set()) <= inside)
+    return GraphView(view.nodes, view.inputs, wanted, view.initializers, name)
 
 
 def _sorted(items: Sequence[Item], order: Mapping[str, int]) -> list[Item]:

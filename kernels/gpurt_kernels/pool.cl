@@ -87,7 +87,7 @@ FN i32 taps_within(i32 at, i32 step, i32 n, i32 limit, i32 with_padding) {
         } \
       } \
     } \
-    const i32 count = plane_count * COUNT_ROW; \
+    const A count = plane_count * COUNT_ROW; \
     ST_T(y, target, END(a)); \
     STORE_PLACE(target); \
   }
@@ -125,21 +125,33 @@ KFN(1, 1, 1) pool(INPUT(T, x), TENSOR(T, y), const i64 tasks, const i64 per, GEO
   const i64 last = first + per < tasks ? first + per : tasks;
   const i32 reach = (TAPS_W_ - 1) * DILATION_W_;
   const i32 piece = (LINE - reach - 1) / stride_w + 1;
-  /* Outputs from inside on and before outside have their window within the data along the row. */
-  const i32 inside = begin_w > 0 ? CEIL_DIV(begin_w, stride_w) : 0;
-  const i32 room = in_w - 1 + begin_w - reach;
-  const i32 outside = room < 0 ? 0 : room / stride_w + 1;
+#ifdef AVERAGE
+  /* What each column of the piece `counted` divides by: rows share it, and most rows are one piece. */
+  A counts[LINE + 8];
+  i32 counted = -1;
+#endif
   for (i32 i = 0; i < LINE + 8 * STRIDE_MAX + 8; i++) line[i] = START;
   for (i64 task = first; task < last; task++) {
     const i64 plane = task / ((i64)out_d * out_h);
     const i32 row = (i32)(task % ((i64)out_d * out_h));
     const i32 d0 = row / out_h * stride_d - begin_d, h0 = row % out_h * stride_h - begin_h;
     const GLOBAL T *p = x + plane * in_d * in_h * in_w;
+#ifdef AVERAGE
     const i32 plane_count = COUNT_PLANE;
+#endif
     for (i32 ow = 0; ow < out_w; ow += piece) {
       const i32 n = out_w - ow < piece ? out_w - ow : piece;
       const i32 start = ow * stride_w - begin_w, span = (n - 1) * stride_w + reach + 1;
       i32 low = start < 0 ? -start : 0, high = in_w - start < span ? in_w - start : span;
+#ifdef AVERAGE
+      if (counted != ow) {
+        counted = ow;
+        for (i32 k = 0; k < n + 7; k++) {
+          const i32 w0 = start + k * stride_w;
+          counts[k] = k < n ? COUNT_ROW : 1;
+        }
+      }
+#endif
       if (low > span) low = span;
       if (high < low) high = low;
       for (i32 i = 0; i < low; i++) line[i] = START;
@@ -182,25 +194,16 @@ KFN(1, 1, 1) pool(INPUT(T, x), TENSOR(T, y), const i64 tasks, const i64 per, GEO
           a = COMBINE(a, v);
         }
 #ifdef AVERAGE
-        if (n >= 8 && ow + j >= inside && ow + j + 8 <= outside) {
-          const i32 count = plane_count * TAPS_W_;
-          ST8_T(q, j, END(a));
-          continue;
-        }
-#else
-        if (n >= 8) {
-          ST8_T(q, j, END(a));
-          continue;
-        }
+        const A8 count = *(const A_any8 *)(counts + j) * (A)plane_count;
 #endif
-        A lane[8] __attribute__((aligned(64)));
-        *(A8 *)lane = a;
-        for (i32 k = 0; k < 8 && j + k < n; k++) {
-          const i32 w0 = start + (j + k) * stride_w;
-          const i32 count = plane_count * COUNT_ROW;
-          (void)count, (void)w0;
-          ST_T(q, j + k, END(lane[k]));
+        const A8 result = END(a);
+        if (n >= 8) {
+          ST8_T(q, j, result);
+          continue;
         }
+        A lane[8] __attribute__((aligned(64)));
+        *(A8 *)lane = result;
+        for (i32 k = 0; k < n; k++) ST_T(q, k, lane[k]);
       }
     }
   }

@@ -42,7 +42,7 @@ def _macros(node: NodeView, acc: np.dtype, stored: np.dtype) -> dict[str, int | 
             "START": "0",
             "ADD(a, v)": "((a) + (v))",
             "COMBINE(a, b)": "((a) + (b))",
-            "END(a)": "((a) / (A)count)",
+            "END(a)": "((a) / count)",
         }
         if node.attr("count_include_pad", 0):
             macros["INCLUDE_PAD"] = ""
