@@ -57,23 +57,17 @@ class FusedUnit:
         emitted = Emitted()
         c = lowering_for(self._host, self.nodes[-1], inputs, [out], emitted)
         emit(c, step, c.output())
-        inplace = {0: alike} if (alike := _walked_alike(inputs, out)) else {}
+        inplace = {0: _walked_alike(inputs, out)}
         return finish(self._host, emitted, [out], "+".join(n.op_type for n in self.nodes), inplace)
 
 
 def _walked_alike(inputs: Sequence[Spec | None], out: Spec) -> tuple[int, ...]:
-    """Positions of the inputs that are read exactly where the result is written, so that both may be one memory.
-
-    None where another input is smaller and no constant: it may be a part of the same memory (the alias that a slice
-    is), which is read after the result has been written there.
-    """
-    alike = []
-    for i, spec in enumerate(inputs):
-        if spec is not None and spec.shape == out.shape and spec.dtype.itemsize == out.dtype.itemsize:
-            alike.append(i)
-        elif spec is not None and spec.const is None:
-            return ()
-    return tuple(alike)
+    """Positions of the inputs that are read exactly where the result is written, so that both may be one memory."""
+    return tuple(
+        i
+        for i, spec in enumerate(inputs)
+        if spec is not None and spec.shape == out.shape and spec.dtype.itemsize == out.dtype.itemsize
+    )
 
 
 def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[NodeView, ...]]:

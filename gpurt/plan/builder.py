@@ -308,7 +308,8 @@ class Builder:
                 source, offset = plan.aliases[position]
                 source_name = name_of[source]
                 assert source_name is not None, "an alias of an input that is left out"
-                slot.parent, slot.shift = self._on_device(source_name, space, f"read by {unit.nodes[0].op_type}"), offset
+                slot.parent = self._on_device(source_name, space, f"read by {unit.nodes[0].op_type}")
+                slot.shift = offset
             else:
                 self._slots.append(slot)
             outs.append(slot)

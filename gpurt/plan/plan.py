@@ -56,8 +56,9 @@ class Plan:
                     root, shift = source.root() if source is not None else (target, 0)
                     if root is target or root.name or root.bound is not None or root.last != number:
                         continue
-                    if any(s is not source and s.root()[0] is root and s.root()[1] for s in step.slots):
-                        continue  # another operand is a part of the same memory, at another place
+                    shared = (s for s in step.slots if s is not source and s.root()[0] is root)
+                    if any(s.root()[1] or s.nbytes != root.nbytes for s in shared):
+                        continue  # another operand is a part of the same memory: it is read after this is written
                     if shift == 0 and root.nbytes == target.nbytes and root.first < number:
                         target.parent, target.shift = root, 0
                         root.last = max(root.last, target.last)

@@ -211,9 +211,6 @@ def test_result_may_take_the_memory_of_an_operand_walked_alike(provider: DeviceP
     position = list(unit.inputs).index("x")
     plan: UnitPlan = unit.plan([Spec.of(b.arrays[n]) for n in unit.inputs])  # type: ignore[union-attr,index]
     assert plan.inplace == {0: (position,)}
-    # A smaller operand that is no constant may be a part of x itself.
-    unknown = [Spec(b.arrays[n].dtype, b.arrays[n].shape) for n in unit.inputs]  # type: ignore[index]
-    assert plan.inplace != unit.plan(unknown).inplace == {}  # type: ignore[union-attr]
     stream = provider.stream()
     memory: dict[int, BufferRef] = {}
     for i, name in enumerate(unit.inputs):

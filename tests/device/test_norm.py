@@ -64,6 +64,14 @@ def test_layer_normalization_with_one_scale(provider: DeviceProvider) -> None:
     close(y, normalized(x, (1,), 1e-5) * 2 + 3, "float32")
 
 
+def test_layer_normalization_with_broadcasting_scale(provider: DeviceProvider) -> None:
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((3, 4, 5)).astype(np.float32)
+    scale, bias = rng.standard_normal((4, 1)).astype(np.float32), rng.standard_normal((3, 1, 5)).astype(np.float32)
+    (y,) = run_op(provider, "LayerNormalization", [x, scale, bias], {"axis": 1})
+    close(y, normalized(x, (1, 2), 1e-5) * scale + bias, "float32")
+
+
 @pytest.mark.parametrize("op", ["RMSNormalization", "SimplifiedLayerNormalization"])
 def test_rms_normalization(provider: DeviceProvider, op: str) -> None:
     rng = np.random.default_rng(2)

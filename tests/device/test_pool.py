@@ -84,6 +84,20 @@ def test_geometries(provider: DeviceProvider, op: str) -> None:
         np.testing.assert_allclose(y, windows(op, x, attrs)[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+def test_rows_of_several_pieces(provider: DeviceProvider, op: str) -> None:
+    rng = np.random.default_rng(5)
+    for attrs in (
+        {"kernel_shape": (3,), "pads": (1, 1)},
+        {"kernel_shape": (3,), "strides": (2,), "pads": (1, 2), "ceil_mode": 1},
+        {"kernel_shape": (5,), "strides": (7,), "dilations": (3,)},
+        {"kernel_shape": (300,), "strides": (5,)},
+    ):
+        x = rng.standard_normal((1, 2, 1301)).astype(np.float32)
+        (y,) = run_op(provider, op, [x], attrs)
+        np.testing.assert_allclose(y, windows(op, x, attrs)[0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("op", ["MaxPool", "AveragePool", "LpPool"])
 @pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "uint8"])
 def test_dtypes(provider: DeviceProvider, op: str, dtype: str) -> None:

@@ -65,3 +65,21 @@ def test_two_sessions_on_two_classes_at_once():
     for _ in range(3):
         for session in (first, second):
             np.testing.assert_allclose(session.run(None, all_feeds[0])[0], want, rtol=1e-3, atol=1e-5)
+
+
+def test_a_result_never_takes_memory_that_a_part_of_is_still_read():
+    if not registry.status("opencl").usable:
+        pytest.skip(f"no OpenCL device: {registry.status('opencl').reason}")
+    n = onnx.helper.make_node
+    graph = onnx.helper.make_graph(
+        [n("Mul", ["x", "x"], ["a"]), n("Slice", ["a", "zero", "one"], ["part"]), n("Add", ["a", "part"], ["y"])],
+        "alias",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [4096])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.array([v]), k) for k, v in (("zero", 0), ("one", 1))],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    x = np.arange(1, 4097, dtype=np.float32)
+    for providers in LISTS.values():
+        (y,) = gpurt.InferenceSession(model, providers=providers).run(None, {"x": x})
+        np.testing.assert_array_equal(y, x * x + 1)

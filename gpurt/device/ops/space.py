@@ -29,7 +29,8 @@ def depth_to_space(c: Lowering) -> None:
 
 @op("SpaceToDepth", types=ANY)
 def space_to_depth(c: Lowering) -> None:
-    """SpaceToDepth-13: the inverse of DepthToSpace in mode DCR."""
+    """SpaceToDepth-27: the inverse of DepthToSpace in the same mode."""
     n, channels, h, w = c.input(0).shape
     block = c.node.attr("blocksize")
-    _permuted(c, (n, channels, h // block, block, w // block, block), (0, 3, 5, 1, 2, 4))
+    order = (0, 3, 5, 1, 2, 4) if c.node.attr("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    _permuted(c, (n, channels, h // block, block, w // block, block), order)

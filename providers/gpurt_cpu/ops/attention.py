@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpurt.errors import InvalidArgument
-from gpurt_cpu.ops.activation import softmax
+from gpurt_cpu.ops.activation import narrow_softmax, softmax
 from gpurt_cpu.ops.common import NARROW, dtype_of, lifted, widen
 from gpurt_cpu.ops.table import Array, op
 
@@ -146,10 +146,7 @@ def attention(
 def _softmax(scores: Array, bias: Array | None, precision: np.dtype[Any]) -> Array:
     """Softmax over the keys; rows that may look nowhere are zero."""
     if precision in NARROW:
-        y = scores - np.max(scores, axis=-1, keepdims=True)
-        y = np.exp(y.astype(precision)).astype(np.float32)
-        total = y.sum(axis=-1, keepdims=True).astype(precision).astype(np.float32)
-        y = (y / total).astype(precision).astype(np.float32)
+        y = narrow_softmax(scores, precision).astype(np.float32)
     else:
         y = softmax(scores.astype(precision, copy=False))
     if bias is None:
