@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,9 @@ class PlanState:
         self._foreign: dict[tuple[str, int], list[tuple[Bound, int, int, int]]] = {}
         self._current: dict[tuple[str, int], BufferRef] = {}
         self._ops = self._bind(run, env)
-        self._slots = {(name, space): slot for name, place in draft.outputs for space, slot in place.slots.items()}
+        for _, place in draft.outputs:
+            for slot in place.slots.values():
+                self._note_foreign(slot)
 
     def _memory(self, space: int) -> DeviceMemory:
         memory = self._memories[space]
@@ -118,13 +121,19 @@ class PlanState:
             base = self._memory(root.space).constant(root.bound)
         elif root.name:
             key = (root.name, root.space)
-            base = self._current.get(key) or env[root.name].on_device(root.space, run)
-            self._current[key] = base
+            if key not in self._current:
+                self._current[key] = env[root.name].on_device(root.space, run)
+            base = self._current[key]
         else:
             block, offset = self._places[root]
             owner = self._blocks[root.space][block]
             base = BufferRef(owner.buffer, owner.offset + offset, root.nbytes)
         return BufferRef(base.buffer, base.offset + shift, slot.nbytes)
+
+    def _note_foreign(self, slot: Slot) -> list[tuple[Bound, int, int, int]]:
+        """Where a slot's memory must be set again if a held value brings it; a list of its own if the plan does."""
+        root, _ = slot.root()
+        return self._foreign.setdefault((root.name, root.space), []) if root.name else []
 
     def _bind(self, run: Run, env: Mapping[str, Held]) -> list[Op]:
         ops: list[Op] = []
@@ -146,10 +155,7 @@ class PlanState:
                 bound = step.plan.bind([self._ref(s, run, env) for s in step.slots])
                 batch.extend(bound.steps)
                 for operand, slot in enumerate(step.slots):
-                    root, shift = slot.root()
-                    if root.name:
-                        places = self._foreign.setdefault((root.name, root.space), [])
-                        places.append((bound, operand, shift, slot.nbytes))
+                    self._note_foreign(slot).append((bound, operand, slot.root()[1], slot.nbytes))
                 continue
             flush()
             if isinstance(step, HostStep):
@@ -157,7 +163,8 @@ class PlanState:
             elif isinstance(step, WriteStep):
                 ops.append(_write(step, self._memory(step.slot.space), self._ref(step.slot, run, env)))
             elif isinstance(step, ReadStep):
-                ops.append(_read(step, self._ref(step.slot, run, env)))
+                self._note_foreign(step.slot)
+                ops.append(_read(step, partial(self._ref, step.slot)))
             else:
                 ops.append(_synchronize(step.space))
         flush()
@@ -167,7 +174,7 @@ class PlanState:
         """Run all steps, then put the plan's outputs into env."""
         for (name, space), places in self._foreign.items():
             ref = env[name].on_device(space, run)
-            if ref != self._current[name, space]:
+            if ref != self._current.get((name, space)):
                 self._current[name, space] = ref
                 for bound, operand, shift, nbytes in places:
                     bound.rebind(operand, BufferRef(ref.buffer, ref.offset + shift, nbytes))
@@ -226,12 +233,12 @@ def _write(step: WriteStep, memory: DeviceMemory, ref: BufferRef) -> Op:
     return op
 
 
-def _read(step: ReadStep, ref: BufferRef) -> Op:
+def _read(step: ReadStep, ref: Callable[[Run, Mapping[str, Held]], BufferRef]) -> Op:
     register, spec, space = step.register, step.spec, step.slot.space
 
     def op(run: Run, registers: list[Any]) -> None:
         array = aligned_empty(spec)
-        run.memory(space).read(array, ref, run.stream(space))
+        run.memory(space).read(array, ref(run, {}), run.stream(space))
         registers[register] = array
 
     return op

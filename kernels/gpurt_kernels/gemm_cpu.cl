@@ -66,16 +66,13 @@ KFN(1, 1, 1) gemm_cpu(
   OPEN_IN(i32, table);
   for (i32 j = 0; j < NV; j++) columns[j] = b + n0 + 16 * j;
 #define B_AT(k) (table[k])
-  /* Where each column goes in the output, -1 for those that belong to no pixel. */
-  i32 pixel[NR];
-  i32 whole[NV];
-  for (i32 j = 0; j < NR; j++) {
-    const i32 row = (n0 + j) / plane_w, ow = (n0 + j) % plane_w, oh = row % plane_h;
-    pixel[j] = j < to && ow < out_w && oh < out_h ? (row / plane_h * out_h + oh) * out_w + ow : -1;
-  }
-  for (i32 j = 0; j < NV; j++) {
-    whole[j] = 1;
-    for (i32 i = 0; i < 16; i++) whole[j] &= pixel[16 * j] >= 0 && pixel[16 * j + i] == pixel[16 * j] + i;
+  /* The plane's row and column of each vector's first element, and whether all of it belongs to one row of pixels. */
+  i32 at_row[NV], at_column[NV], whole[NV];
+  for (i32 j = 0, row = n0 / plane_w, column = n0 % plane_w; j < NV; j++, column += 16) {
+    for (; column >= plane_w; column -= plane_w) row++;
+    at_row[j] = row;
+    at_column[j] = column;
+    whole[j] = column + 16 <= out_w && row % plane_h < out_h && 16 * j + 16 <= to;
   }
 #endif
 #if B_MODE == 1
@@ -130,11 +127,19 @@ KFN(1, 1, 1) gemm_cpu(
         else for (i32 l = 0; l < 16 && 16 * j + l < end; l++) ((float *)&v)[l] += beta * LD_T(c, c_at + l * csc);
 #endif
 #if B_MODE == 2
+        i32 plane_row = at_row[j], column = at_column[j];
+        i32 pixels = (plane_row / plane_h * out_h + plane_row % plane_h) * out_w; /* before the row */
         if (T_IS_FLOAT && whole[j]) {
-          STORE16(out + pixel[16 * j], v);
+          STORE16(out + pixels + column, v);
         } else {
-          for (i32 l = 0; l < 16; l++)
-            if (pixel[16 * j + l] >= 0) ST_T(out, pixel[16 * j + l], ((float *)&v)[l]);
+          for (i32 l = 0; l < 16 && 16 * j + l < to; l++) {
+            if (column < out_w && plane_row % plane_h < out_h) ST_T(out, pixels + column, ((float *)&v)[l]);
+            if (++column == plane_w) {
+              column = 0;
+              plane_row++;
+              pixels = (plane_row / plane_h * out_h + plane_row % plane_h) * out_w;
+            }
+          }
         }
 #else
         if (T_IS_FLOAT && 16 * j >= from && 16 * j + 16 <= end) {

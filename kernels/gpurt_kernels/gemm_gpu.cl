@@ -40,7 +40,9 @@ KFN(256, 1, 1) gemm_gpu(
 #endif
 
   T_ACC acc[4][4];
+#pragma unroll
   for (i32 i = 0; i < 4; i++)
+#pragma unroll
     for (i32 j = 0; j < 4; j++) acc[i][j] = 0;
 
   for (i32 k0 = 0; k0 < K; k0 += DEPTH) {
@@ -66,11 +68,16 @@ KFN(256, 1, 1) gemm_gpu(
 #endif
     }
     BARRIER;
+#pragma unroll
     for (i32 k = 0; k < DEPTH; k++) {
       T_ACC u[4], v[4];
+#pragma unroll
       for (i32 i = 0; i < 4; i++) u[i] = a_tile[k][tm + 16 * i];
+#pragma unroll
       for (i32 j = 0; j < 4; j++) v[j] = b_tile[k][tn + 16 * j];
+#pragma unroll
       for (i32 i = 0; i < 4; i++)
+#pragma unroll
         for (i32 j = 0; j < 4; j++) acc[i][j] += u[i] * v[j];
     }
     BARRIER;
@@ -80,8 +87,10 @@ KFN(256, 1, 1) gemm_gpu(
   OPEN_IN(T, c);
   c += BATCH_AT(c, z);
 #endif
+#pragma unroll
   for (i32 i = 0; i < 4; i++) {
     const i32 m = m0 + tm + 16 * i;
+#pragma unroll
     for (i32 j = 0; j < 4; j++) {
       const i32 n = n0 + tn + 16 * j;
       if (m >= M || n >= N) continue;

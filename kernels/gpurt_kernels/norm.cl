@@ -152,7 +152,7 @@ KFN(1, 1, 1) normalize_rows(PARAMS, GEOMETRY) {
 
 #else
 
-/* ROW_GROUP items share a row, or each item has its own where rows are short: then the tree has one leaf. */
+/* With SHARED_ROW a group works on one row; without it each item has its own, where rows are too short for a group. */
 KFN(BLOCK, 1, 1) normalize_rows(PARAMS, GEOMETRY) {
 #ifdef SHARED_ROW
   SHARED A tile[BLOCK];

@@ -221,3 +221,21 @@ def test_out_of_memory_is_a_typed_error_and_the_session_goes_on(sim):
     with pytest.raises(gpurt.OutOfMemory, match="sim:0"):
         s.run(None, {"x": np.ones(1 << 20, np.float16)})
     np.testing.assert_array_equal(s.run(None, {"x": np.ones(8, np.float16)})[0], 2)
+
+
+def test_a_view_of_a_carried_device_value_follows_it_from_run_to_run(sim):
+    # The body only views what it carries: no launch names the memory, and yet every run must see its own.
+    body = helper.make_graph(
+        [n("Identity", ["c"], ["c2"]), n("Add", ["v", "v"], ["v2"]), n("Identity", ["v"], ["seen"])],
+        "body",
+        [info("i", I64, []), info("c", BOOL, []), info("v", F16, [2])],
+        [info("c2", BOOL, []), info("v2", F16, [2]), info("seen", F16, [2])],
+    )
+    model = make_model([n("Neg", ["x"], ["nx"]), n("Loop", ["m", "", "nx"], ["last", "all"], body=body)],
+                       {"m": (I64, []), "x": (F16, [2])}, ["last", "all"])  # fmt: skip
+    s = gpurt.InferenceSession(model, providers=[sim, "cpu"])
+    for scale in (1, 3, -2):
+        x = np.array([1, 2], np.float16) * scale
+        last, every = s.run(None, {"m": np.array(4), "x": x})
+        np.testing.assert_array_equal(last, -x * 16)
+        np.testing.assert_array_equal(every, [-x, -2 * x, -4 * x, -8 * x])

@@ -20,6 +20,7 @@ I32_MAX: Final = 2**31 - 1
 MAX_LAUNCHES: Final = 1024  # of one product whose batch dimensions are too irregular for one launch
 _LEVELS: Final = 3  # batch levels that a kernel resolves itself
 _MAX_Z: Final = 65535
+_SKINNY: Final = 8  # rows up to which a GPU reads B for every column by itself
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,6 +172,10 @@ class _Product:
     def emit(self, a: Mat, b: Mat | Panels | Columns, y: Mat, add: Mat | None = None) -> None:
         if not self.c.cpu_class:
             assert not isinstance(b, Panels)
+            m, n, k = self.size
+            if n == 1 and y.row == 1 and isinstance(b, Mat):  # a matrix times a vector: the long side as columns
+                self.size = (n, m, k)
+                a, b, y, add = b.t, a.t, Mat(y.ref, 0, 1, y.batch), add and add.t
             self._gpu(a, b, y, add)
         elif y.ref.dtype not in (FLOAT32, FLOAT16):
             assert isinstance(b, Mat)
@@ -305,11 +310,25 @@ class _Product:
         args += [y.ref, *_i64(y.row), *self._strides(y), *self._added(add, acc)]
         if isinstance(b, Columns):
             args += [b.table, *_i32(b.plane[1], b.plane[0], b.out[2], b.out[1])]
+        defines = {"B_TABLE": int(table), "HAS_C": int(add is not None)}
+        types = {"T": y.ref.dtype, "TA": a.ref.dtype, "TB": b.ref.dtype}
+        numbers = [*_i32(m, n, k), acc.type(self.alpha)]
+        if m <= _SKINNY:
+            along_k = not table and b_col != 1 and b_row == 1
+            slices = 1 if table or k < 32 else 32 if along_k else 8
+            items = 64 if n * slices <= 64 else 256
+            defines |= {
+                "MB": 1 << (m - 1).bit_length(),
+                "GROUP_SIZE": items,
+                "SLICES": slices,
+                "B_K_FAST": int(along_k),
+            }
+            grid = (-(-n * slices // items), 1)
+            self._launch("gemm_skinny.cl", "gemm_skinny", args, numbers, grid, (items,), types, defines)
+            return
         self._launch(
-            "gemm_gpu.cl", "gemm_gpu", args, [*_i32(m, n, k), acc.type(self.alpha)], (-(-m // 64), -(-n // 64)), (256,),
-            {"T": y.ref.dtype, "TA": a.ref.dtype, "TB": b.ref.dtype},
-            {"A_K_FAST": int(a.col == 1), "B_N_FAST": int(b_col == 1), "B_TABLE": int(table),
-             "HAS_C": int(add is not None)},
+            "gemm_gpu.cl", "gemm_gpu", args, numbers, (-(-m // 64), -(-n // 64)), (256,), types,
+            {**defines, "A_K_FAST": int(a.col == 1), "B_N_FAST": int(b_col == 1)},
         )  # fmt: skip
 
     def _added(self, add: Mat | None, acc: np.dtype) -> list[Ref | np.generic]:

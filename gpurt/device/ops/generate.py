@@ -66,7 +66,7 @@ ROW_KERNEL range(TENSOR(T, y), const T_ACC start, const T_ACC delta, ROW_PARAMS)
 
 @op("OneHot", types={None: ANY, 0: NUMERIC}, host=(1,))
 def one_hot(c: Lowering) -> None:
-    """OneHot-11. An index outside of [-depth, depth) gives the off value all over."""
+    """OneHot-28. An index outside of [-depth, depth) gives the off value all over."""
     indices, y = c.input(0), c.output()
     at = front(c.node.attr("axis", -1), len(y.shape))
     depth, after = y.shape[at], math.prod(indices.shape[at:])

@@ -25,7 +25,7 @@ SPLIT: Final = 65536
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """How an operator reduces: see the head of reduce.cl. `name` is what a step without pre and post is called."""
+    """How an operator reduces: see the head of reduce.cl."""
 
     identity: str
     combine: str

@@ -217,6 +217,7 @@ def _limits(dtype: np.dtype) -> dict[str, str]:
         return {}
     info, name = np.iinfo(dtype), kernel_name(dtype)
     top = float(np.nextafter(np.float32(info.max), np.float32(0))) if dtype.itemsize >= 4 else float(info.max)
-    ones = f"({name})(~(u{dtype.itemsize * 8})0)" if info.min == 0 else f"({name})(~(u{dtype.itemsize * 8})0 >> 1)"
+    wide = f"u{dtype.itemsize * 8}"
+    ones = f"({name})~({wide})0" if info.min == 0 else f"({name})(({wide})~({wide})0 >> 1)"
     least = "0" if info.min == 0 else f"(-{ones} - 1)"
     return {"LEAST": f"{float(info.min)!r}f", "LEAST_D": least, "MOST": f"{top!r}f", "MOST_D": ones}

@@ -105,7 +105,7 @@ def _check_reverse(node: NodeView, info: DeviceInfo) -> str | None:  # noqa: ARG
 
 @op("ReverseSequence", types={None: ANY, 1: "int64"}, check=_check_reverse)
 def reverse_sequence(c: Lowering) -> None:
-    """ReverseSequence-10; a length over the number of steps counts as all of them."""
+    """ReverseSequence-28; a length over the number of steps counts as all of them."""
     x = c.input(0)
     outer, middle = x.shape[:2]
     launch_rows(

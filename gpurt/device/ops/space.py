@@ -17,7 +17,7 @@ def _permuted(c: Lowering, shape: Sequence[int], order: Sequence[int]) -> None:
 
 @op("DepthToSpace", types=ANY)
 def depth_to_space(c: Lowering) -> None:
-    """DepthToSpace-13: channels are (block row, block column, channel) in mode DCR, (channel, row, column) in CRD."""
+    """DepthToSpace-28: channels are (block row, block column, channel) in mode DCR, (channel, row, column) in CRD."""
     n, channels, h, w = c.input(0).shape
     block = c.node.attr("blocksize")
     rest = channels // (block * block)
@@ -29,7 +29,7 @@ def depth_to_space(c: Lowering) -> None:
 
 @op("SpaceToDepth", types=ANY)
 def space_to_depth(c: Lowering) -> None:
-    """SpaceToDepth-27: the inverse of DepthToSpace in the same mode."""
+    """SpaceToDepth-28: the inverse of DepthToSpace in the same mode."""
     n, channels, h, w = c.input(0).shape
     block = c.node.attr("blocksize")
     order = (0, 3, 5, 1, 2, 4) if c.node.attr("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
