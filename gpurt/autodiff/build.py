@@ -85,6 +85,14 @@ class Build:
         self._nodes.append(node)
         return node.outputs
 
+    def output(self, node: ir.Node, index: int) -> ir.Value:
+        """Output of a node of the model, wanted from now on if it was not."""
+        if index >= len(node.outputs):
+            node.resize_outputs(index + 1)
+        value = node.outputs[index]
+        value.name = value.name or self._names.value(f"{node.name}_out")
+        return value
+
     def insert(self, results: Iterable[ir.Value]) -> None:
         """Put what the results need into the graph, and let go of the rest: rules build gradients nobody asked for."""
         needed: set[ir.Node] = set()

@@ -35,11 +35,10 @@ def differentiate(model: ir.Model, names: Names) -> int:
         NotImplemented: an operator between xs and y has no gradient rule and no function body of operators that have.
     """
     count = 0
-    while (found := next(_gradients(model.graph, {}), None)) is not None:
+    while (found := _next(model.graph)) is not None:
         if count == 0:
             load()
-        node, scope = found
-        _Backward(node, scope, names).run()
+        _Backward(*found, names).run()
         annotate(model, CANONICAL_OPSETS)  # rules look at shapes, those of a second derivative at the new nodes'
         count += 1
     if count:
@@ -47,25 +46,29 @@ def differentiate(model: ir.Model, names: Names) -> int:
     return count
 
 
+def _next(main: ir.Graph) -> tuple[ir.Node, Scope] | None:
+    """A Gradient node that depends on no other one, with the values that it can name; None if there is none left."""
+    found = list(_gradients(main, {}))
+    for node, scope in found:
+        y = scope.get(_text(node, "y"))
+        if y is None or not any(_is_gradient(n) for n in _ancestors(y, frozenset())):
+            return node, scope
+    if found:
+        raise InvalidGraph("Gradient nodes depend on each other in a circle", node=found[0][0].name, op="Gradient")
+    return None
+
+
 def _gradients(graph: ir.Graph, outer: Scope) -> Iterator[tuple[ir.Node, Scope]]:
-    """Gradient nodes, those first that others depend on, each with the values it can name."""
     scope = {**outer, **{v.name or "": v for v in defined(graph)}}
     for node in graph:
+        if _is_gradient(node):
+            yield node, scope
         for body in bodies(node):
             yield from _gradients(body, scope)
-    pending = [n for n in graph if n.op_type == "Gradient" and n.domain == DOMAIN]
-    made = {v.name for n in pending for v in n.outputs if v.name}
-    pending.sort(key=lambda n: _text(n, "y") in made and not _first_order(_text(n, "y"), pending))
-    for node in pending:
-        y = scope.get(_text(node, "y"))
-        if y is None or not any(n.op_type == "Gradient" and n.domain == DOMAIN for n in _ancestors(y, frozenset())):
-            yield node, scope
-    if pending:
-        raise InvalidGraph("Gradient nodes depend on each other in a circle", node=pending[0].name, op="Gradient")
 
 
-def _first_order(name: str, nodes: Sequence[ir.Node]) -> bool:
-    return not any(v.name == name for n in nodes for v in n.outputs)
+def _is_gradient(node: ir.Node) -> bool:
+    return node.op_type == "Gradient" and node.domain == DOMAIN
 
 
 def _text(node: ir.Node, name: str) -> str:
@@ -111,12 +114,14 @@ class _Backward:
         assert node.graph is not None, "the node is in a graph"
         self._node = node
         self._names = names
-        self._graph: ir.Graph = node.graph  # type: ignore[assignment]  # functions were inlined
+        self._graph: ir.Graph = node.graph
         named = [str(n) for key in ("xs", "zs") for n in (node.attributes[key].value if key in node.attributes else ())]
         self._count = len(node.attributes["xs"].value) if "xs" in node.attributes else 0
         if len(named) != len(node.inputs) or any(v is None for v in node.inputs):
             raise InvalidGraph(
-                f"Gradient has {len(node.inputs)} inputs, but xs and zs name {len(named)}", node=node.name, op="Gradient"
+                f"Gradient has {len(node.inputs)} inputs, but xs and zs name {len(named)} values",
+                node=node.name,
+                op="Gradient",
             )
         for name in (*named, _text(node, "y")):
             if name not in scope:
@@ -130,8 +135,7 @@ class _Backward:
         order = self._path()
         values, order, y = self._forward(order)
         xs = values[: self._count]
-        active = _active(order, xs)
-        grads = self._back(order, y, active)
+        grads = self._back(order, y, values)
         results = []
         for old, x in zip(self._node.outputs, xs, strict=False):
             g = grads.get(x)
@@ -149,12 +153,11 @@ class _Backward:
         """Nodes between the named values and y; those without a rule are replaced by their function bodies."""
         while True:
             order = _ancestors(self._y, frozenset(self._named))
-            active = _active(order, self._named[: self._count])
+            active = _active(order, self._named[: self._count], self._named)
             lacking = [n for n in order if (n.domain, n.op_type) not in RULES and any(v in active for v in n.outputs)]
             if not lacking:
                 return order
             for node in lacking:
-                position = next((i for i, v in enumerate(node.outputs) if v is self._y), None)
                 expansion = expand(node, self._names) if has_body(node.op_type, node.domain) else None
                 if expansion is None:
                     raise Unsupported(
@@ -163,11 +166,10 @@ class _Backward:
                         op=op_name(node),
                         remedy="Compute this part of the gradient in the model itself",
                     )
+                became = {o: n for o, n in zip(node.outputs, expansion.outputs, strict=True) if n is not None}
                 expansion.apply()
-                if position is not None:
-                    made = expansion.outputs[position]
-                    assert made is not None, "y is wanted"
-                    self._y = made
+                self._y = became.get(self._y, self._y)
+                self._named = [became.get(v, v) for v in self._named]
 
     def _forward(self, order: list[ir.Node]) -> tuple[list[ir.Value], list[ir.Node], ir.Value]:
         """The values to differentiate by, the nodes between, and y, all at the point that the inputs give.
@@ -176,9 +178,9 @@ class _Backward:
         a value for which another is given are computed once more.
         """
         given = [v for v in self._node.inputs if v is not None]
-        moved = {a: b for a, b in zip(self._named, given, strict=True) if a is not b}
-        if not moved:
-            return given, order, self._y
+        # Each point is a value of its own: two of them may be given the same one, or one on the way to another.
+        point = [b if a is b else self._build.op("Identity", b) for a, b in zip(self._named, given, strict=True)]
+        moved = {a: b for a, b in zip(self._named, point, strict=True) if a is not b}
         path = []
         for node in order:
             if not any(v in moved for v in _reads(node)):
@@ -193,36 +195,36 @@ class _Backward:
                 )
             made = self._build.clone(node, [v if v is None else moved.get(v, v) for v in node.inputs])
             for old, new in zip(node.outputs, made, strict=True):
-                if old not in self._named:
-                    moved[old] = new
+                moved.setdefault(old, new)
             twin = made[0].producer()
             assert twin is not None, "it was just made"
             path.append(twin)
-        return given, path, moved.get(self._y, self._y)
+        return point, path, moved.get(self._y, self._y)
 
-    def _back(self, order: list[ir.Node], y: ir.Value, active: set[ir.Value]) -> dict[ir.Value, ir.Value]:
+    def _back(self, order: list[ir.Node], y: ir.Value, cut: list[ir.Value]) -> dict[ir.Value, ir.Value]:
+        active = _active(order, cut[: self._count], cut)
+        stop = frozenset(cut)
         grads: dict[ir.Value, ir.Value] = {}
         if y in active:
             grads[y] = self._build.filled(1, y)
         for node in reversed(order):
-            outputs = [grads.get(v) if v in active else None for v in node.outputs]
+            outputs = [None if v in stop else grads.get(v) for v in node.outputs]
             wanted = frozenset(i for i, v in enumerate(node.inputs) if v in active)
             if not wanted or all(g is None for g in outputs):
                 continue
             if any(v in active for body in bodies(node) for v in _reads(node)[len(node.inputs) :]):
                 Step(node, self._build, outputs, wanted).refuse("its bodies read what it is differentiated by")
             found = RULES[node.domain, node.op_type](Step(node, self._build, outputs, wanted))
-            for i, g in enumerate(found):
-                x = node.inputs[i]
+            for i, (x, g) in enumerate(zip(node.inputs, found, strict=False)):  # rules may end early or late
                 if x is not None and g is not None and i in wanted:
                     grads[x] = self._build.op("Add", grads[x], g) if x in grads else g
         return grads
 
 
-def _active(order: Sequence[ir.Node], xs: Sequence[ir.Value]) -> set[ir.Value]:
-    """Values that vary with xs."""
-    active = set(xs)
+def _active(order: Sequence[ir.Node], xs: Sequence[ir.Value], cut: Sequence[ir.Value]) -> set[ir.Value]:
+    """Values that vary with xs; the cut ones, xs and zs, do not vary with one another."""
+    active, stop = set(xs), frozenset(cut)
     for node in order:
         if any(v in active for v in _reads(node)):
-            active.update(v for v in node.outputs if v.name != "" and _carries(v))
+            active.update(v for v in node.outputs if v.name != "" and _carries(v) and v not in stop)
     return active

@@ -113,7 +113,7 @@ class Assigner:
             if node in self._claimed:
                 continue
             reason = refused.get(node.name or "", f"{provider.name} does not claim {node.op_type}")
-            if self._widen(node, position) or self._expand(node, position, 0):
+            if self._widen(node, position) or self._expand(node, position):
                 continue
             self._refuse(node, provider, reason)
 
@@ -132,8 +132,15 @@ class Assigner:
         self._claimed.update(inserted)
         return True
 
-    def _expand(self, node: ir.Node, position: int, depth: int) -> bool:
+    def _expand(self, node: ir.Node, position: int) -> bool:
         """Replace a node by its function body if this provider can run all of it."""
+        if not self._runs_as_body(node, position, 0):
+            return False
+        self._put_body(node, position)
+        return True
+
+    def _runs_as_body(self, node: ir.Node, position: int, depth: int) -> bool:
+        """Whether a provider can run all of a node's function body, bodies inside it included; nothing is changed."""
         if depth > _DEPTH or not has_body(node.op_type, node.domain):
             return False
         if node not in self._expansions:
@@ -142,30 +149,39 @@ class Assigner:
         if expansion is None:
             return False
         fill_types(expansion.nodes)
-        constants = {v.name or "" for v in expansion.initializers}
+        able, shapes = self._able(expansion, position)
+        return all(
+            n.name in able
+            or n.name in shapes
+            or (n.op_type in CONTROL and not n.domain and position == self._host)
+            or self._runs_as_body(n, position, depth + 1)
+            for n in expansion.nodes
+        )
+
+    def _able(self, expansion: Expansion, position: int) -> tuple[set[str], set[str]]:
+        """Of a body the nodes that a provider claims, and those that are shape arithmetic; both by name."""
         views = Views()
         body = [views.node(n) for n in expansion.nodes]
-        shapes = host_nodes(body, (), constants)
+        shapes = host_nodes(body, (), {v.name or "" for v in expansion.initializers})
         claims, _ = self._capability(position, [n for n in body if n.name not in shapes])
-        able = {n for c in claims for n in c}
-        rest = [n for n in expansion.nodes if n.name not in able and n.name not in shapes]
-        on_host = position == self._host
-        if rest and not (on_host and all(n.op_type in CONTROL or has_body(n.op_type, n.domain) for n in rest)):
-            return False
+        return {n for c in claims for n in c}, shapes
+
+    def _put_body(self, node: ir.Node, position: int) -> None:
+        expansion = self._expansions.pop(node)
+        assert expansion is not None, "_runs_as_body said that there is one"
+        able, shapes = self._able(expansion, position)
         expansion.apply()
-        del self._expansions[node]
         for inner in expansion.nodes:
             if inner.name in able:
                 self._claimed[inner] = position
-            elif inner.name in shapes or inner.op_type in CONTROL:
+            elif inner.name in shapes or (inner.op_type in CONTROL and not inner.domain):
                 self._claimed[inner] = self._host
                 for attr in inner.attributes.values():
                     if attr.type == ir.AttributeType.GRAPH:
                         complete_types(attr.as_graph())
-                        self._graph(attr.as_graph(), constants, ())
-            elif not self._expand(inner, position, depth + 1):
-                raise self._unsupported(inner)
-        return True
+                        self._graph(attr.as_graph(), {v.name or "" for v in expansion.initializers}, ())
+            else:
+                self._put_body(inner, position)
 
     def _refuse(self, node: ir.Node, provider: Provider, reason: str) -> None:
         self._decisions.refused.setdefault(node.name or "", {})[provider.device] = reason

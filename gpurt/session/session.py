@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from gpurt import registry
+from gpurt.autodiff import differentiate
 from gpurt.errors import EPFail, InvalidArgument, ProviderError, Unsupported, suggest
 from gpurt.loader import GraphInput, Views, load
 from gpurt.optimizer import optimize
@@ -83,6 +84,7 @@ class InferenceSession:
         times = {"start": time.perf_counter()}
         requests = registry.parse(_asked(providers), provider_options)
         loaded = load(path_or_bytes)
+        differentiate(loaded.model, loaded.names)
         times["load"] = time.perf_counter()
         self._providers = _open(requests, asked=providers is not None, strict=options.strict)
         times["providers"] = time.perf_counter()

@@ -1,6 +1,12 @@
 /* Gather, GatherElements, GatherND: reads at indices that lie in device memory. After rows.h; T is an unsigned type of
  * the element's size, I the type of the indices. Indices out of range are clamped. */
 
+/* An index counted from the end is negative; one that is out of range reads the nearest element that there is. */
+FN i64 clamp_index(i64 k, const i64 n) {
+  k = k < 0 ? k + n : k;
+  return k < 0 ? 0 : k >= n ? n - 1 : k;
+}
+
 #if defined(GATHER)
 /* x is (outer, n, inner), the indices m, y (outer, m, inner). */
 ROW_KERNEL gather(INPUT(T, x), INPUT(I, indices), TENSOR(T, y), const i64 n, const i64 m, ROW_PARAMS) {
@@ -42,6 +48,7 @@ ROW_KERNEL gather_elements(INPUT(T, x), INPUT(I, indices), TENSOR(T, y), const i
   EACH_ROW(row) {
     POS rest = row;
     i64 from = 0;
+    UNROLL
     for (i32 d = RANK - 1; d >= 0; d--) {
       const POS up = rest / (POS)n[d];
       from += (rest - up * n[d]) * s[d];
@@ -64,6 +71,7 @@ ROW_KERNEL gather_nd(INPUT(T, x), INPUT(I, indices), TENSOR(T, y), const i64 per
   const i64 s[RANK] = LIST_S;
   EACH_ROW(row) {
     i64 from = (i64)(row / (POS)per_batch) * batch_size;
+    UNROLL
     for (i32 d = 0; d < DEPTH; d++) from += clamp_index((i64)indices[(i64)row * DEPTH + d], n[d]) * s[d];
     GLOBAL const T *p = x + from;
     GLOBAL T *q = y + (i64)row * inner;

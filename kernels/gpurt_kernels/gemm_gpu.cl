@@ -68,7 +68,6 @@ KFN(256, 1, 1) gemm_gpu(
 #endif
     }
     BARRIER;
-#pragma unroll
     for (i32 k = 0; k < DEPTH; k++) {
       T_ACC u[4], v[4];
 #pragma unroll

@@ -5,6 +5,9 @@
  * their initializer lists: the rank specialises the program, sizes do not.
  */
 
+/* Without it PoCL neither unrolls loops with a constant count nor keeps small arrays in registers. */
+#define UNROLL _Pragma("unroll")
+
 #if defined(TILED) /* two dimensions change places: RANK counts only the others */
 
 /* Element (a, b) is at a + b * sb in the source and at a * ta + b in the destination: both sides have a dimension of
@@ -19,6 +22,7 @@
   rest /= tiles_b; \
   const i64 a0 = rest % tiles_a * TILE; \
   rest /= tiles_a; \
+  UNROLL \
   for (i32 d = RANK - 1; d >= 0; d--) { \
     const i64 i = rest % n[d]; \
     rest /= n[d]; \
@@ -40,12 +44,17 @@ KFN(1, 1, 1) transpose_tile(INPUT(T, x), TENSOR(T, y), const i64 na, const i64 n
     for (; b + SIDE <= b1; b += SIDE) {
       /* A constant block in private memory: the compiler keeps it in registers and shuffles. */
       T block[SIDE * SIDE];
+      UNROLL
       for (i32 j = 0; j < SIDE; j++)
+        UNROLL
         for (i32 i = 0; i < SIDE; i++) block[i * SIDE + j] = x[a + i + (b + j) * sb];
+      UNROLL
       for (i32 i = 0; i < SIDE; i++)
+        UNROLL
         for (i32 j = 0; j < SIDE; j++) y[(a + i) * ta + b + j] = block[i * SIDE + j];
     }
     for (; b < b1; b++)
+      UNROLL
       for (i32 i = 0; i < SIDE; i++) y[(a + i) * ta + b] = x[a + i + b * sb];
   }
   for (; a < a1; a++)
@@ -84,6 +93,7 @@ KFN(1, 1, 1) strided_copy(INPUT(T, x), TENSOR(T, y), const i64 rows, const i64 p
   const i64 begin = GROUP(1) * chunk;
   const i64 count = n[RANK - 1] - begin < chunk ? n[RANK - 1] - begin : chunk;
   i64 rest = first;
+  UNROLL
   for (i32 d = RANK - 2; d >= 0; d--) {
     at[d] = rest % n[d];
     rest /= n[d];
@@ -94,6 +104,7 @@ KFN(1, 1, 1) strided_copy(INPUT(T, x), TENSOR(T, y), const i64 rows, const i64 p
     GLOBAL const T *p = x + from + begin * (SX);
     GLOBAL T *q = y + to + begin * (SY);
     for (i64 i = 0; i < count; i++) q[i * (SY)] = p[i * (SX)];
+    UNROLL
     for (i32 d = RANK - 2; d >= 0; d--) { /* the next row, without a division */
       at[d]++;
       from += s[d];
@@ -118,6 +129,7 @@ KFN(256, 1, 1) strided_copy(INPUT(T, x), TENSOR(T, y), const POS total PARAMS) {
   POS rest = (POS)INDEX(0);
   if (rest >= total) return;
   i64 from = 0, to = 0;
+  UNROLL
   for (i32 d = RANK - 1; d > 0; d--) {
     const POS q = rest / (POS)n[d];
     const POS i = rest - q * (POS)n[d];

@@ -42,6 +42,7 @@ ROW_KERNEL pad(INPUT(T, x), VALUE_PARAM TENSOR(T, y), ROW_PARAMS PARAMS) {
     POS rest = row;
     i64 from = 0;
     i32 inside = 1;
+    UNROLL
     for (i32 d = RANK - 2; d >= 0; d--) {
       const POS up = rest / (POS)m[d];
       i64 j = rest - up * m[d] - p[d];

@@ -31,8 +31,6 @@
 #define EACH(i) for (POS i = column, once = 1; once; once = 0)
 #endif
 
-/* An index counted from the end is negative; one that is out of range reads the nearest element that there is. */
-FN i64 clamp_index(i64 k, const i64 n) {
-  k = k < 0 ? k + n : k;
-  return k < 0 ? 0 : k >= n ? n - 1 : k;
-}
+/* Loops with a constant count: PoCL does not unroll them unasked, and then neither vectorizes what is around them nor
+ * keeps small arrays in registers. */
+#define UNROLL _Pragma("unroll")

@@ -41,6 +41,7 @@ ROW_KERNEL scatter_elements(INPUT(I, indices), INPUT(T, u), TENSOR(T, y), const 
     const i64 high = low + span < size ? low + span : size;
     i64 rest = (i64)row - part * lanes;
     i64 to = 0, from = 0;
+    UNROLL
     for (i32 d = RANK - 1; d >= 0; d--) {
       const i64 at = rest % n[d];
       rest /= n[d];
@@ -71,6 +72,7 @@ ROW_KERNEL scatter_nd(INPUT(I, indices), INPUT(T, u), TENSOR(T, y), const i64 sp
     for (i64 j = 0; j < count; j++) {
       i64 target = 0;
       i32 inside = 1;
+      UNROLL
       for (i32 d = 0; d < DEPTH; d++) {
         i64 k = (i64)indices[j * DEPTH + d];
         k = k < 0 ? k + n[d] : k;

@@ -15,7 +15,7 @@ import onnx.numpy_helper
 
 
 class Case(NamedTuple):
-    """One node with inputs by formal position (None where left out) and the outputs that ONNX expects (None: unwanted)."""
+    """One node: inputs by formal position (None where left out), and the outputs that ONNX expects (None: unwanted)."""
 
     name: str
     op: str
@@ -54,7 +54,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def node_cases(op_types: Collection[str]) -> list[Case]:
-    """Cases of single nodes of these operators ("Gather", "com.microsoft.Gelu") at their newest version, tensors only."""
+    """Cases of single nodes of these operators ("Gather", "com.microsoft.Gelu"), newest version, tensors only."""
     found = []
     for test in _collected():
         nodes = test.model.graph.node

@@ -108,7 +108,8 @@ def test_expand(provider: DeviceProvider, shape: tuple[int, ...], to: tuple[int,
 
 
 @pytest.mark.parametrize(
-    ("shape", "repeats"), [((3, 4), (2, 3)), ((1, 5), (6, 1)), ((2, 3, 4), (1, 2, 1)), ((3,), (0,)), ((2, 1), (1, 9000))]
+    ("shape", "repeats"),
+    [((3, 4), (2, 3)), ((1, 5), (6, 1)), ((2, 3, 4), (1, 2, 1)), ((3,), (0,)), ((2, 1), (1, 9000))],
 )
 def test_tile(provider: DeviceProvider, shape: tuple[int, ...], repeats: tuple[int, ...]) -> None:
     x = numbers(*shape, dtype="int64")

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from gpurt.device.lowering import Lowering
+from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.movement import BITS, Dim, collapse, launch_rows, rank_defines, strides
 from gpurt.device.table import ANY, op
 from gpurt.infer.shapes import axis as front
@@ -41,11 +41,14 @@ def gather(c: Lowering) -> None:
         k = min(max(k + n if k < 0 else k, 0), n - 1)
         c.alias(offset=k * inner)
     elif inner == 1 and m > 1:
-        args = [x, indices, c.output(), np.int64(n)]
-        launch_rows(c, "gather.cl", "gather", args, outer, m, types=_types(c), defines={"GATHER_LAST": 1})
+        _launch(c, [np.int64(n)], outer, m, "GATHER_LAST")
     else:
-        args = [x, indices, c.output(), np.int64(n), np.int64(m)]
-        launch_rows(c, "gather.cl", "gather", args, outer * m, inner, types=_types(c), defines={"GATHER": 1})
+        _launch(c, [np.int64(n), np.int64(m)], outer * m, inner, "GATHER")
+
+
+def _launch(c: Lowering, sizes: list[np.int64], rows: int, inner: int, variant: str) -> None:
+    args: list[Ref | np.generic] = [c.input(0), c.input(1), c.output(), *sizes]
+    launch_rows(c, "gather.cl", "gather", args, rows, inner, types=_types(c), defines={variant: 1})
 
 
 @op("GatherElements", types=INDEX_TYPES)

@@ -106,8 +106,7 @@ def constant_of_shape(c: Lowering) -> None:
 def range_(c: Lowering) -> None:
     """Range-27: start + i * delta."""
     y = c.output()
-    start, _, delta = (np.asarray(c.const(i)).reshape(()) for i in range(3))
+    start, _, delta = (np.asarray(c.const(i)).reshape(()).item() for i in range(3))
     small = y.dtype.itemsize < 4
     acc = np.dtype(np.float32 if y.dtype.kind == "f" else np.int32) if small else y.dtype
-    args = [y, start.astype(acc)[()], delta.astype(acc)[()]]
-    launch_rows(c, _RANGE, "range", args, 1, y.size, types={"T": y.dtype})
+    launch_rows(c, _RANGE, "range", [y, acc.type(start), acc.type(delta)], 1, y.size, types={"T": y.dtype})

@@ -13,7 +13,12 @@ from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.table import ANY, op
 from gpurt.infer.shapes import axis as front
 
-BITS: Final = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
+BITS: Final[Mapping[int, np.dtype]] = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.uint16),
+    4: np.dtype(np.uint32),
+    8: np.dtype(np.uint64),
+}
 """Movement needs no arithmetic: an unsigned type of the element's size serves all types of that size."""
 
 ITEM_ELEMENTS: Final = 8192
@@ -120,8 +125,8 @@ def launch_rows(
         return
     position = position_type(rows * inner)
     sizes = [np.int32(v) if position == "i32" else np.int64(v) for v in (rows, inner)]
-    grid = (ceil_div(rows * inner, 256), 1)
-    c.launch(text, entry, [*args, *sizes, *after], grid, [256], types=types, defines={"POS": position, **(defines or {})})
+    macros = {"POS": position, **(defines or {})}
+    c.launch(text, entry, [*args, *sizes, *after], [ceil_div(rows * inner, 256)], [256], types=types, defines=macros)
 
 
 def strided_copy(c: Lowering, dst: Ref, src: Ref, dims: Sequence[Dim]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -21,7 +22,7 @@ _MODES: Final = ("nearest", "linear", "cubic")
 _COORDINATES: Final = (
     "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_crop_and_resize"
 )  # fmt: skip
-_NEAREST: Final = {
+_NEAREST: Final[Mapping[str, Callable[[np.ndarray], np.ndarray]]] = {
     "round_prefer_floor": lambda x: np.ceil(x - 0.5),
     "round_prefer_ceil": lambda x: np.floor(x + 0.5),
     "floor": np.floor,
@@ -168,8 +169,8 @@ def _passes(c: Lowering, axes: list[_Axis]) -> list[list[_Axis]]:
     passes: list[list[_Axis]] = []
     while axes:
         group = [axes.pop()]
-        between = axes and math.prod(c.input(0).shape[axes[-1].axis + 1 : group[0].axis])
-        if axes and between == 1 and max(group[0].taps, axes[-1].taps) <= _FUSED_TAPS:
+        between = c.input(0).shape[axes[-1].axis + 1 : group[0].axis] if axes else (0,)
+        if math.prod(between) == 1 and max(group[0].taps, axes[-1].taps) <= _FUSED_TAPS:
             group.insert(0, axes.pop())
         passes.insert(0, group)
     return passes
@@ -181,9 +182,9 @@ def _resample(c: Lowering, y: Ref, x: Ref, group: list[_Axis], copies: bool) -> 
     outer, inner = math.prod(x.shape[:first]), math.prod(x.shape[two.axis + 1 :])
     acc = np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
     bits = BITS[x.dtype.itemsize]
-    outside = np.array(c.node.attr("extrapolation_value", 0.0))
+    outside = np.full(1, c.node.attr("extrapolation_value", 0.0))
     with np.errstate(all="ignore"):
-        value = outside.astype(y.dtype).reshape(1).view(bits)[0] if copies else outside.astype(acc)[()]
+        value = bits.type(outside.astype(y.dtype).view(bits)[0]) if copies else acc.type(outside[0])
     tables = [c.constant(a.index.astype(np.int32)) for a in (one, two)]
     if not copies:
         tables += [c.constant(a.weight.astype(acc)) for a in (one, two)]

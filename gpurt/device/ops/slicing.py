@@ -29,7 +29,8 @@ ROW_KERNEL trilu(INPUT(T, x), TENSOR(T, y), const i64 height, const i64 k, ROW_P
 
 # x is (outer, middle, inner): one of the first two is time, the other the batch.
 _REVERSE = """
-ROW_KERNEL reverse_sequence(INPUT(T, x), INPUT(i64, lengths), TENSOR(T, y), const i64 outer, const i64 middle, ROW_PARAMS) {
+ROW_KERNEL reverse_sequence(INPUT(T, x), INPUT(i64, lengths), TENSOR(T, y), const i64 outer, const i64 middle,
+                            ROW_PARAMS) {
   OPEN_IN(T, x);
   OPEN_IN(i64, lengths);
   OPEN(T, y);

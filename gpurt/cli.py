@@ -1,0 +1,235 @@
+"""The command line: what can be used here (doctor), what runs where and why (explain), and whether it runs (run)."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gpurt import __version__
+from gpurt.errors import GpurtError
+
+PACKAGES: Final = ("numpy", "onnx", "onnx-ir", "ml_dtypes", "pyopencl", "pocl-binary-distribution", "intel-opencl-rt")
+
+
+class _Commands(click.Group):
+    """Commands whose errors are a message and exit status 1, without a traceback."""
+
+    expected: ClassVar[tuple[type[Exception], ...]] = (GpurtError, OSError)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except self.expected as e:
+            Console(stderr=True).print(f"[bold red]error:[/] {escape(str(e))}", highlight=False)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gpurt")
+def main() -> None:
+    """An ONNX runtime that puts the GPU first."""
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> None:
+    """Say for each installed provider which devices it has, or why it cannot be used and what to do about it."""
+    from gpurt import registry
+
+    found = registry.statuses()
+    notes = {s.name: _notes(s.name) for s in found}
+    if as_json:
+        providers = [
+            {
+                "name": s.name,
+                "usable": s.usable,
+                "devices": [{"name": d.name, "description": d.description, "kind": d.kind} for d in s.devices],
+                "reason": s.reason,
+                "remedy": s.remedy,
+                "distribution": s.distribution,
+                "notes": notes[s.name],
+            }
+            for s in found
+        ]
+        click.echo(json.dumps({"version": 1, "versions": versions(), "providers": providers}, indent=2))
+        return
+    console = _console()
+    table = Table("provider", "", "devices, or why not", box=None, pad_edge=False)
+    for status in found:
+        lines = [f"{escape(d.name)}  {escape(d.description)}" for d in status.devices]
+        if not status.usable:
+            lines = [escape(status.reason), f"[bold]{escape(status.remedy)}[/]"]
+        lines += [f"[yellow]note:[/] {escape(note)}" for note in notes[status.name]]
+        mark = "[green]usable[/]" if status.usable else "[red]not usable[/]"
+        table.add_row(f"[bold]{escape(status.name)}[/]", mark, "\n".join(line for line in lines if line))
+    console.print(table)
+    console.print(", ".join(f"{name} {v}" for name, v in versions().items()), highlight=False)
+
+
+def _providers(command: Callable[..., None]) -> Callable[..., None]:
+    """The option --providers, read into a list or None."""
+
+    @click.option("--providers", metavar="A,B", help="Priority order, for example opencl:1,cpu. Default: all usable.")
+    @wraps(command)
+    def with_option(*args: Any, providers: str | None, **kwargs: Any) -> None:
+        listed = None if providers is None else [p.strip() for p in providers.split(",") if p.strip()]
+        command(*args, providers=listed, **kwargs)
+
+    return with_option
+
+
+_MODEL = click.argument("model", type=click.Path(path_type=Path))
+
+
+@main.command()
+@_MODEL
+@_providers
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def explain(model: Path, providers: Sequence[str] | None, as_json: bool) -> None:
+    """Say for each node of MODEL who runs it, who refused it and why, and what is copied and cast."""
+    import gpurt
+
+    explanation = gpurt.InferenceSession(model, providers=providers).explain()
+    click.echo(json.dumps(explanation.to_dict(), indent=2) if as_json else str(explanation))
+
+
+@main.command()
+@_MODEL
+@_providers
+@click.option(
+    "--shape", "shapes", multiple=True, metavar="NAME=1,3,224,224", help="Shape of an input; may be repeated."
+)
+@click.option("--repeat", default=3, show_default=True, type=click.IntRange(1), help="Runs; the first one also plans.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random inputs.")
+def run(model: Path, providers: Sequence[str] | None, shapes: Sequence[str], repeat: int, seed: int) -> None:
+    """Run MODEL on random inputs, and print the outputs' shapes and the times."""
+    import gpurt
+
+    start = time.perf_counter()
+    session = gpurt.InferenceSession(model, providers=providers)
+    created = time.perf_counter() - start
+    given = parse_shapes(shapes, [i.name for i in session.get_inputs()])
+    feeds = {i.name: random_input(i, given.get(i.name), seed) for i in session.get_inputs()}
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        outputs = session.run(None, feeds)
+        times.append(time.perf_counter() - start)
+    console = _console()
+    table = Table("", "name", "value", box=None, pad_edge=False)
+    for name, value in feeds.items():
+        table.add_row("input", escape(name), escape(describe(value)))
+    for info, value in zip(session.get_outputs(), outputs, strict=True):
+        table.add_row("output", escape(info.name), escape(describe(value)))
+    console.print(table)
+    rest = f", then {1e3 * min(times[1:]):.2f} ms at best" if times[1:] else ""
+    console.print(f"session {1e3 * created:.1f} ms, first run {1e3 * times[0]:.1f} ms{rest}", highlight=False)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, gpurt and the packages it builds on, as far as they are installed."""
+    found = {"python": platform.python_version(), "gpurt": __version__}
+    for name in (*PACKAGES, "cupy-cuda12x", "cupy-cuda13x", "cupy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def parse_shapes(texts: Sequence[str], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Read ``name=1,3,224,224``; ``name=`` is a scalar. Raises InvalidArgument."""
+    from gpurt.errors import InvalidArgument, suggest
+
+    found: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, separator, sizes = text.rpartition("=")
+        try:
+            shape = tuple(int(s) for s in sizes.split(",") if s.strip())
+        except ValueError:
+            shape = (-1,)
+        if not separator or any(n < 0 for n in shape):
+            raise InvalidArgument(f"--shape is {text!r}", remedy="Write it as name=1,3,224,224")
+        if name not in names:
+            raise InvalidArgument(
+                f"no input is called {name!r}{suggest(name, names)}", remedy=f"Inputs: {', '.join(names)}"
+            )
+        found[name] = shape
+    return found
+
+
+def random_input(info: Any, shape: tuple[int, ...] | None, seed: int) -> Any:
+    """A tensor for an input: floats of a normal distribution, integers 0 and 1, texts; free dimensions are 1.
+
+    Args:
+        info: gpurt.NodeArg.
+        shape: in place of the model's, which must not contradict it.
+        seed: makes it repeatable.
+
+    Raises InvalidArgument for inputs that are no tensors, or whose rank is neither known nor given.
+    """
+    import numpy as np
+
+    from gpurt.dtypes import from_name, is_float
+    from gpurt.errors import InvalidArgument
+
+    if not info.type.startswith("tensor("):
+        raise InvalidArgument(
+            f"input {info.name!r} is a {info.type}", remedy="gpurt run makes tensors only: use Python"
+        )
+    if shape is None:
+        if info.shape is None:
+            raise InvalidArgument(
+                f"the rank of input {info.name!r} is not known", remedy=f"Add --shape {info.name}=..."
+            )
+        shape = tuple(n if isinstance(n, int) else 1 for n in info.shape)
+    dtype = from_name(info.type.removeprefix("tensor(").removesuffix(")"))
+    rng = np.random.default_rng(seed)
+    if dtype == np.dtype(object):
+        return np.full(shape, "text", dtype=object)
+    if is_float(dtype) or dtype.kind == "c":
+        return rng.standard_normal(shape).astype(np.float32).astype(dtype)
+    return rng.integers(0, 2, shape).astype(dtype)
+
+
+def describe(value: Any) -> str:
+    """Type and shape of a value, for people."""
+    if isinstance(value, list):
+        return f"list of {len(value)}" + (f": {describe(value[0])}" if value else "")
+    if isinstance(value, Mapping):
+        return f"map of {len(value)}"
+    if value is None:
+        return "absent"
+    return f"{value.dtype}{list(value.shape)}"
+
+
+def _notes(name: str) -> list[str]:
+    """What a provider's class says besides its devices, if it has a class method `notes`."""
+    from gpurt import registry
+
+    try:
+        notes = getattr(registry.provider_class(name), "notes", None)
+        return [] if notes is None else list(notes())
+    except Exception:  # noqa: BLE001 - a note that cannot be had must not hide the rest
+        return []
+
+
+def _console() -> Console:
+    """On a terminal its width, else wide enough that no line of a table is broken."""
+    return Console(width=None if sys.stdout.isatty() else 240)
+
+
+if __name__ == "__main__":
+    main()
