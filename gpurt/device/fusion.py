@@ -7,7 +7,7 @@ from typing import Final
 
 from gpurt.device.codegen import emit
 from gpurt.device.lowering import Emitted, Ref
-from gpurt.device.ops.elementwise import elementwise, step_for
+from gpurt.device.ops.elementwise import FUSIBLE, step_for
 from gpurt.device.steps import Step, eight_wide
 from gpurt.device.unit import Host, finish, lowering_for
 from gpurt.graph.view import GraphView, NodeView
@@ -17,6 +17,7 @@ from gpurt.spec import Spec
 
 MOST_INPUTS: Final = 16
 MOST_NODES: Final = 32
+_SCALED: Final = ("QuantizeLinear", "DequantizeLinear")
 
 
 class FusedUnit:
@@ -106,7 +107,9 @@ def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[Node
 def _fusable(host: Host, node: NodeView) -> bool:
     # A provider that replaces a row means it: only nodes of the shared elementwise row are fused.
     row = host.table.rows.get((node.domain, node.op_type))
-    return row is not None and row.lower is elementwise and len(node.outputs) == 1 and node.outputs[0] is not None
+    # A scale for each block changes the shape that the kernel walks, so such a node stays alone.
+    fusible = row is not None and row.lower in FUSIBLE and not node.attr("block_size", 0)
+    return fusible and len(node.outputs) == 1 and node.outputs[0] is not None
 
 
 def _absorbable(
@@ -119,7 +122,9 @@ def _absorbable(
 ) -> str | None:
     """An input of a group that is the result of another group and that only this group reads."""
     for number in members:
-        for v in partition.nodes[number].inputs:
+        node = partition.nodes[number]
+        # A scale that broadcasts along an axis must be stored before it can be viewed so.
+        for v in node.inputs[:1] if node.op_type in _SCALED else node.inputs:
             if v is None or v.name not in by_result or v.name in kept or not readers[v.name] <= members:
                 continue
             other = by_result[v.name]

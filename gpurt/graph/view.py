@@ -44,7 +44,8 @@ class NodeView:
         domain: "" for ai.onnx.
         inputs: one entry per formal position; None where an optional input is left out.
         outputs: one entry per formal position; None where an optional output is not wanted.
-        attrs: attributes as plain values: int, float, str, tuples of them, NumPy arrays for tensors, and GraphView for bodies.
+        attrs: attributes as plain values: int, float, str, tuples of them, NumPy arrays for tensors, GraphView for
+            bodies.
         version: since-version of the canonical form the node is in.
     """
 

@@ -58,7 +58,12 @@ def residual_cnn() -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
     x = net("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     x = net("Relu", net("Add", block(net("Relu", block(x, 16, 16)), 16, 16), x))
     y = block(x, 16, 16, 2, group=16)
-    gate = net("Clip", net("Add", y, net.constant(3.0, np.float32)), net.constant(0.0, np.float32), net.constant(6.0, np.float32))
+    gate = net(
+        "Clip",
+        net("Add", y, net.constant(3.0, np.float32)),
+        net.constant(0.0, np.float32),
+        net.constant(6.0, np.float32),
+    )
     y = net("Div", net("Mul", y, gate), net.constant(6.0, np.float32))
     y = net("Concat", y, net("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2]), axis=1)
     y = net("Flatten", net("GlobalAveragePool", y), axis=1)
@@ -76,12 +81,15 @@ def transformer() -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
         shape = net("Shape", y)
         batch = net("Unsqueeze", net("Gather", shape, net.constant(0, np.int64)), net.constant([0], np.int64))
         length = net("Unsqueeze", net("Gather", shape, net.constant(1, np.int64)), net.constant([0], np.int64))
-        split = net("Concat", batch, length, net.constant([heads], np.int64), net.constant([width // heads], np.int64), axis=0)
-        q, k, v = (
-            net("Transpose", net("Reshape", net("Add", net("MatMul", y, net.weight(width, width)), net.weight(width)), split),
-                perm=[0, 2, 3, 1] if part == "k" else [0, 2, 1, 3])
-            for part in "qkv"
-        )  # fmt: skip
+        split = net(
+            "Concat", batch, length, net.constant([heads], np.int64), net.constant([width // heads], np.int64), axis=0
+        )
+        parts = []
+        for part in "qkv":
+            projected = net("Add", net("MatMul", y, net.weight(width, width)), net.weight(width))
+            perm = [0, 2, 3, 1] if part == "k" else [0, 2, 1, 3]
+            parts.append(net("Transpose", net("Reshape", projected, split), perm=perm))
+        q, k, v = parts
         scores = net("Div", net("MatMul", q, k), net.constant(np.sqrt(width / heads), np.float32))
         mixed = net("Transpose", net("MatMul", net("Softmax", scores, axis=-1), v), perm=[0, 2, 1, 3])
         merged = net("Reshape", mixed, net("Concat", batch, length, net.constant([width], np.int64), axis=0))
@@ -115,11 +123,15 @@ def u_net() -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
     b = net("Sigmoid", net("Conv", net("Pad", a, net.constant([0, 0, 1, 1, 0, 0, 1, 1], np.int64), mode="reflect"),
                            net.weight(16, 8, 3, 3), strides=[2, 2]))  # fmt: skip
     up = net("ConvTranspose", b, net.weight(16, 8, 2, 2), strides=[2, 2])
-    size = net("Concat", net("Slice", net("Shape", up), net.constant([0], np.int64), net.constant([2], np.int64)),
-               net("Slice", net("Shape", a), net.constant([2], np.int64), net.constant([4], np.int64)), axis=0)  # fmt: skip
+    outer = net("Slice", net("Shape", up), net.constant([0], np.int64), net.constant([2], np.int64))
+    inner = net("Slice", net("Shape", a), net.constant([2], np.int64), net.constant([4], np.int64))
+    size = net("Concat", outer, inner, axis=0)
     up = net("Resize", up, "", "", size, mode="linear", coordinate_transformation_mode="half_pixel")
-    y = net("InstanceNormalization", net("Concat", a, up, axis=1), net.constant(np.ones(16), np.float32), net.weight(16))
-    y = net("Resize", net("Conv", y, net.weight(4, 16, 1, 1)), "", net.constant([1, 1, 2, 2], np.float32), mode="nearest",
+    y = net(
+        "InstanceNormalization", net("Concat", a, up, axis=1), net.constant(np.ones(16), np.float32), net.weight(16)
+    )
+    y = net("Conv", y, net.weight(4, 16, 1, 1))
+    y = net("Resize", y, "", net.constant([1, 1, 2, 2], np.float32), mode="nearest",
             coordinate_transformation_mode="asymmetric", nearest_mode="floor")  # fmt: skip
     y = net("DepthToSpace", y, blocksize=2)
     feeds = [{"image": net.rng.random((1, 3, *s)).astype(np.float32)} for s in ((16, 24), (18, 22))]

@@ -39,7 +39,7 @@ def check(name: str, proto: onnx.ModelProto, feeds: dict[str, np.ndarray], where
     expected = gpurt.InferenceSession(proto, providers=["cpu"]).run(None, feeds)
     for repeat in range(2):
         for got, want in zip(session.run(None, feeds), expected, strict=True):
-            assert got.dtype == want.dtype and got.shape == want.shape, (name, got.dtype, want.dtype)
+            assert (got.dtype, got.shape) == (want.dtype, want.shape), (name, got.dtype, want.dtype)
             error = np.abs(got.astype(np.float64) - want.astype(np.float64)).max()
             assert error <= tolerance * max(np.abs(want.astype(np.float64)).max(), 1), (name, repeat, error)
     report = session.explain().to_dict()
@@ -72,7 +72,8 @@ def main() -> int:
     check(
         "chain", model(chain, {"x": (f16, [4, 4])}, {"y": f32}, {"c": c}), {"x": rng.random((4, 4)).astype(np.float16)},
         {"add": "sim", "softmax": "opencl", "mul": "sim", "sub": "sim", "widen": "opencl", "det": "cpu"},
-        {("x", "cpu", "sim"), ("a", "sim", "opencl"), ("s", "opencl", "sim"), ("d", "sim", "opencl"), ("w", "opencl", "cpu")},
+        {("x", "cpu", "sim"), ("a", "sim", "opencl"), ("s", "opencl", "sim"), ("d", "sim", "opencl"),
+         ("w", "opencl", "cpu")},
     )  # fmt: skip
 
     # int8 on sim, float32 on opencl; the shape arithmetic between them copies nothing.
@@ -107,8 +108,12 @@ def main() -> int:
     assert np.abs(got - want).max() <= 0.02 * np.abs(want).max()
 
     # A branch that only sim and cpu can run, inside an If whose condition is fed.
-    then = helper.make_graph([n("Mul", ["x", "x"], ["t"], "square")], "then", [], [helper.make_tensor_value_info("t", f16, None)])
-    other = helper.make_graph([n("Neg", ["x"], ["o"], "negate")], "else", [], [helper.make_tensor_value_info("o", f16, None)])
+    then = helper.make_graph(
+        [n("Mul", ["x", "x"], ["t"], "square")], "then", [], [helper.make_tensor_value_info("t", f16, None)]
+    )
+    other = helper.make_graph(
+        [n("Neg", ["x"], ["o"], "negate")], "else", [], [helper.make_tensor_value_info("o", f16, None)]
+    )
     branch = [n("If", ["b"], ["r"], "if", then_branch=then, else_branch=other), n("Relu", ["r"], ["y"], "relu")]
     proto = model(branch, {"b": (TensorProto.BOOL, []), "x": (f16, [6])}, {"y": f16})
     session = gpurt.InferenceSession(proto, providers=PROVIDERS)

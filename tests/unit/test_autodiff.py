@@ -81,8 +81,8 @@ POSITIVE = (0.3, 2.0)
 CASES = {
     **{
         f"{op}/unary": (f"y = {op}(a)", {"a": (3, 4)})
-        for op in ("Neg", "Abs", "Exp", "Sin", "Cos", "Sinh", "Cosh", "Atan", "Erf", "Relu", "LeakyRelu", "Sigmoid", "Tanh",
-                   "Softplus", "Identity", "Reciprocal")
+        for op in ("Neg", "Abs", "Exp", "Sin", "Cos", "Sinh", "Cosh", "Atan", "Erf", "Relu", "LeakyRelu", "Sigmoid",
+                   "Tanh", "Softplus", "Identity", "Reciprocal")
     },
     **{f"{op}/positive": (f"y = {op}(a)", {"a": (3, 4)}, POSITIVE) for op in ("Log", "Sqrt")},
     "Tan": ("y = Tan(a)", {"a": (5,)}, (-1.0, 1.0)),

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from gpurt.memory.offsets import Lifetime, assign, lower_bound
 
 lifetimes = st.lists(
-    st.tuples(st.integers(0, 4000), st.integers(0, 20), st.integers(0, 6)).map(lambda t: Lifetime(t[0], t[1], t[1] + t[2])),
+    st.tuples(st.integers(0, 4000), st.integers(0, 20), st.integers(0, 6)).map(
+        lambda t: Lifetime(t[0], t[1], t[1] + t[2])
+    ),
     max_size=25,
 )
 

@@ -74,7 +74,9 @@ def test_shapes_that_depend_on_data_cut_the_plan_only_where_they_must(sim):
 def test_if_with_a_fed_condition_is_spliced_into_the_plan():
     then = helper.make_graph([n("Add", ["x", "x"], ["t"])], "t", [], [info("t")])
     other = helper.make_graph([n("Neg", ["x"], ["e"])], "e", [], [info("e")])
-    model = make_model([n("If", ["c"], ["y"], then_branch=then, else_branch=other)], {"c": (BOOL, []), "x": (F32, [3])}, ["y"])
+    model = make_model(
+        [n("If", ["c"], ["y"], then_branch=then, else_branch=other)], {"c": (BOOL, []), "x": (F32, [3])}, ["y"]
+    )
     s = gpurt.InferenceSession(model, providers=["cpu"])
     x = np.array([1, -2, 3], np.float32)
     np.testing.assert_array_equal(s.run(None, {"c": np.array(True), "x": x})[0], x + x)
@@ -182,6 +184,7 @@ def test_threads_share_a_session(sim):
 
 def test_a_refusal_for_one_shape_moves_the_node_for_that_shape(sim, monkeypatch):
     import gpurt_sim
+
     from gpurt.provider import Refused
 
     plan = gpurt_sim.SimUnit.plan
@@ -192,7 +195,9 @@ def test_a_refusal_for_one_shape_moves_the_node_for_that_shape(sim, monkeypatch)
         return plan(self, inputs)
 
     monkeypatch.setattr(gpurt_sim.SimUnit, "plan", picky)
-    model = make_model([n("Add", ["x", "x"], ["a"], "add"), n("Relu", ["a"], ["y"], "relu")], {"x": (F16, ["n"])}, ["y"])
+    model = make_model(
+        [n("Add", ["x", "x"], ["a"], "add"), n("Relu", ["a"], ["y"], "relu")], {"x": (F16, ["n"])}, ["y"]
+    )
     s = gpurt.InferenceSession(model, providers=[sim, "cpu"])
     for size in (3, 6, 3):
         x = RNG.standard_normal(size).astype(np.float16)

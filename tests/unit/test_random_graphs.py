@@ -68,7 +68,9 @@ def graphs(draw):
     return nodes, outputs
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(graphs(), st.integers(0, 2**31))
 def test_values_and_copies(devices, graph, seed):
     nodes, outputs = graph

@@ -102,7 +102,11 @@ def test_missing_truncated_and_foreign_files(tmp_path):
     with pytest.raises(gpurt.NoSuchFile, match=r"nowhere\.onnx"):
         gpurt.InferenceSession(str(tmp_path / "nowhere.onnx"))
     whole = make_model([n("Relu", ["x"], ["y"])], {"x": X}, ["y"]).SerializeToString()
-    for name, content in (("cut.onnx", whole[: len(whole) // 2]), ("text.onnx", b"this is no model at all, sorry"), ("empty.onnx", b"")):
+    for name, content in (
+        ("cut.onnx", whole[: len(whole) // 2]),
+        ("text.onnx", b"this is no model at all, sorry"),
+        ("empty.onnx", b""),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises((gpurt.InvalidProtobuf, gpurt.InvalidGraph)):
             gpurt.InferenceSession(str(tmp_path / name), providers=["cpu"])

@@ -7,7 +7,4 @@ from pkgutil import iter_modules
 def load() -> None:
     """Import every family, once; kept out of import time so that `import gpurt` stays light."""
     for module in iter_modules(__path__):
-        try:
-            import_module(f"{__name__}.{module.name}")
-        except ImportError:
-            pass
+        import_module(f"{__name__}.{module.name}")

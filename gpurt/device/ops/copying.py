@@ -18,7 +18,7 @@ KFN(BLOCK, 1, 1) copy_elements(INPUT(T, x), TENSOR(T, y), const i64 n) {
 """
 
 # Copies move bits, so a type of the same size serves all.
-_BITS: dict[int, np.dtype] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
+_BITS: dict[int, np.dtype] = {t.itemsize: t for t in map(np.dtype, (np.uint8, np.uint16, np.uint32, np.uint64))}
 
 
 def copy_elements(c: Lowering, dst: Ref, src: Ref) -> None:

@@ -12,7 +12,7 @@ from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.expressions import EXPRESSIONS
 from gpurt.device.steps import Step
-from gpurt.device.table import ANY, FLOATS, INTS, NUMERIC, Check, op
+from gpurt.device.table import ANY, FLOATS, INTS, NUMERIC, Check, Lower, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import broadcast
 from gpurt.provider import Refused
@@ -42,8 +42,15 @@ def elementwise(c: Lowering) -> None:
     emit(c, step_for(c.node, operands, c.outs[0]), c.output())
 
 
+FUSIBLE: Final[set[Lower]] = {elementwise}
+"""The lowerings whose nodes may become steps of one kernel."""
+
+
 def step_for(node: NodeView, operands: Sequence[Ref | Step | None], out: Spec) -> Step:
     """The step of a node. Raises Refused where an operand does not fit."""
+    arrange = EXPRESSIONS[node.domain, node.op_type].arrange
+    if arrange is not None:
+        operands = arrange(node, operands, out)
     for position, x in enumerate(operands):
         if x is None or (node.op_type == "CastLike" and position == 1):
             continue

@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from gpurt.dtypes import kernel_name
 from gpurt.graph.view import NodeView
+from gpurt.spec import Spec
 
 F16: Final = np.dtype(np.float16)
 F32: Final = np.dtype(np.float32)
@@ -171,6 +172,7 @@ class Expression:
         condition: whether the result is bool by comparison of the operands.
         costly: whether repeating it for each use of a broadcast value would cost more than storing the value.
         scalar: says for which nodes the text cannot be eight-wide, by node and operand dtypes.
+        arrange: views operands that do not broadcast as they are, such as a scale for each index of an axis.
     """
 
     real: Text | None = None
@@ -180,6 +182,7 @@ class Expression:
     condition: bool = False
     costly: bool = False
     scalar: Callable[[NodeView, Sequence[np.dtype | None], np.dtype], bool] | None = None
+    arrange: Callable[[NodeView, Sequence[Any], Spec], Sequence[Any]] | None = None
 
     def write(self, site: Site) -> str:
         """The expression's text; its value has the type register(site.dtype)."""

@@ -27,7 +27,7 @@ _VALUES: dict[str, Callable[[Any], np.ndarray]] = {
 
 
 @rule("Constant")
-def constant(node: NodeView, inputs: Inputs) -> list[Spec]:  # noqa: ARG001
+def constant(node: NodeView, inputs: Inputs) -> list[Spec]:
     for name, convert in _VALUES.items():
         value = node.attr(name)
         if value is not None:
@@ -74,7 +74,7 @@ def random_like(node: NodeView, inputs: Inputs) -> list[Spec]:
 
 
 @rule("RandomNormal", "RandomUniform")
-def random(node: NodeView, inputs: Inputs) -> list[Spec]:  # noqa: ARG001
+def random(node: NodeView, inputs: Inputs) -> list[Spec]:
     return [Spec(attr_dtype(node, "dtype", F32), tuple(node.attr("shape")))]
 
 

@@ -107,5 +107,5 @@ def svm_classifier(node: NodeView, inputs: Inputs) -> list[Spec]:
 
 
 @rule("CastMap", "DictVectorizer", domain=ML)
-def from_map(node: NodeView, inputs: Inputs) -> list[Spec]:  # noqa: ARG001
+def from_map(node: NodeView, inputs: Inputs) -> list[Spec]:
     raise Unknown(f"{node.op} needs the entries of a map")

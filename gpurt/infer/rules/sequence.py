@@ -9,17 +9,17 @@ from gpurt.spec import Spec, Unknown
 
 
 @rule("SequenceLength")
-def sequence_length(node: NodeView, inputs: Inputs) -> list[Spec]:  # noqa: ARG001
+def sequence_length(node: NodeView, inputs: Inputs) -> list[Spec]:
     return [Spec(I64, ())]
 
 
 @rule("OptionalHasElement")
-def optional_has_element(node: NodeView, inputs: Inputs) -> list[Spec]:  # noqa: ARG001
+def optional_has_element(node: NodeView, inputs: Inputs) -> list[Spec]:
     return [Spec(BOOL, ())]
 
 
 @rule("SequenceAt", "ConcatFromSequence")
-def from_sequence(node: NodeView, inputs: Inputs) -> list[Spec]:  # noqa: ARG001
+def from_sequence(node: NodeView, inputs: Inputs) -> list[Spec]:
     raise Unknown(f"{node.op} needs the elements of a sequence")
 
 

@@ -119,7 +119,9 @@ class SimBound:
         self._refs = list(refs)
 
         def step(stream: Queue) -> None:
-            views = [_bytes(r)[: s.nbytes].view(s.dtype).reshape(s.shape) for r, s in zip(self._refs, specs, strict=True)]
+            views = [
+                _bytes(r)[: s.nbytes].view(s.dtype).reshape(s.shape) for r, s in zip(self._refs, specs, strict=True)
+            ]
             stream.append(lambda: views[-1].__setitem__(..., kernel(*views[:-1])))
 
         self.steps = [step]
