@@ -77,6 +77,22 @@ class Capability:
 
 
 @dataclass(frozen=True, slots=True)
+class SupportInfo:
+    """What a provider says of an operator in general, for tables and documentation; see Provider.supported.
+
+    Attributes:
+        kernel: whether it has a kernel; where it has not, ``note`` says why.
+        dtypes: input position -> ONNX names of the element types that the kernel takes, None standing for all other
+            inputs; empty where it takes all that the standard allows.
+        note: conditions, or the reason.
+    """
+
+    kernel: bool = True
+    dtypes: Mapping[int | None, tuple[str, ...]] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class BufferRef:
     """A range of device memory: the driver's buffer, and offset and length in bytes."""
 
@@ -223,6 +239,14 @@ class Provider(ABC):
     def compile(self, partition: GraphView) -> Sequence[HostUnit | DeviceUnit]:
         """Turn granted nodes into units in topological order. A GpurtError hands the partition to the next provider."""
 
+    @classmethod
+    def supported(cls) -> Mapping[tuple[str, str], SupportInfo] | None:
+        """Optional: (domain, operator) -> what there is, known without a device. None: only get_capability tells.
+
+        It is for people: sessions ask get_capability, which sees a node's types, ranks and attributes too.
+        """
+        return None
+
     def close(self) -> None:  # noqa: B027 - most providers have nothing to do
         """Release what the session's use of the device holds."""
 
@@ -237,12 +261,18 @@ class DeviceMemory(ABC):
         """A new in-order queue."""
 
     @abstractmethod
-    def write(self, dst: BufferRef, src: np.ndarray, stream: Any) -> None:
-        """Enqueue a copy of a contiguous host array to the device; src stays untouched until synchronize."""
+    def write(self, dst: BufferRef, src: np.ndarray, stream: Any) -> Any:
+        """Enqueue a copy of a contiguous host array to the device.
+
+        The caller keeps src, untouched, and what is returned until synchronize.
+        """
 
     @abstractmethod
-    def read(self, dst: np.ndarray, src: BufferRef, stream: Any) -> None:
-        """Enqueue a copy into a contiguous host array; it is complete after synchronize."""
+    def read(self, dst: np.ndarray, src: BufferRef, stream: Any) -> Any:
+        """Enqueue a copy into a contiguous host array; it is complete after synchronize.
+
+        The caller keeps what is returned until then.
+        """
 
     @abstractmethod
     def copy(self, dst: BufferRef, src: BufferRef, nbytes: int, stream: Any) -> None:

@@ -64,9 +64,11 @@ class Driver(Protocol):
 
     def free(self, buffer: Any) -> None: ...
 
-    def write(self, dst: BufferRef, src: np.ndarray, stream: Any) -> None: ...
+    def write(self, dst: BufferRef, src: np.ndarray, stream: Any) -> Any:
+        """Enqueue a copy; the caller keeps src and what is returned until the stream was waited for."""
 
-    def read(self, dst: np.ndarray, src: BufferRef, stream: Any) -> None: ...
+    def read(self, dst: np.ndarray, src: BufferRef, stream: Any) -> Any:
+        """Enqueue a copy; the caller keeps dst and what is returned until the stream was waited for."""
 
     def copy(self, dst: BufferRef, src: BufferRef, nbytes: int, stream: Any) -> None: ...
 

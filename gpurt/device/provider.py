@@ -11,13 +11,15 @@ import numpy as np
 
 from gpurt.device.driver import DeviceInfo, Driver
 from gpurt.device.fusion import groups
+from gpurt.device.handed_on import HANDED_ON
 from gpurt.device.table import TABLE, OpTable
 from gpurt.device.unit import KernelUnit
 from gpurt.device.weights import Constants
+from gpurt.dtypes import onnx_name
 from gpurt.errors import InvalidArgument
 from gpurt.graph.view import GraphView, NodeView
 from gpurt.memory.arena import RegionArena
-from gpurt.provider import BufferRef, Capability, DeviceMemory, DeviceUnit, HostUnit, Provider
+from gpurt.provider import BufferRef, Capability, DeviceMemory, DeviceUnit, HostUnit, Provider, SupportInfo
 
 MEMORY_OPTIONS: Mapping[str, str] = {
     "memory_limit": "most bytes the arena may hold, an integer; default: the device's memory",
@@ -59,6 +61,16 @@ class DeviceProvider(Provider, DeviceMemory):
         self._programs: dict[bytes, Any] = {}
         self._build_lock = threading.Lock()
 
+    @classmethod
+    def supported(cls) -> Mapping[tuple[str, str], SupportInfo]:
+        """The rows of the table, and what is handed on to the host on purpose."""
+        _load_rows()
+        found = {key: SupportInfo(False, note=reason) for key, reason in HANDED_ON.items()}
+        for key, row in cls.table.rows.items():
+            dtypes = {at: tuple(sorted(onnx_name(d) for d in allowed)) for at, allowed in row.types.items()}
+            found[key] = SupportInfo(True, dtypes, "not with every attribute or rank" if row.check else "")
+        return found
+
     def get_capability(self, graph: GraphView) -> Capability:
         """One claim for each node that has a row which accepts it."""
         claims, refused = [], {}
@@ -90,13 +102,13 @@ class DeviceProvider(Provider, DeviceMemory):
         """A new in-order queue of the device."""
         return self.driver.stream()
 
-    def write(self, dst: BufferRef, src: np.ndarray, stream: Any) -> None:
+    def write(self, dst: BufferRef, src: np.ndarray, stream: Any) -> Any:
         """See DeviceMemory."""
-        self.driver.write(dst, src, stream)
+        return self.driver.write(dst, src, stream)
 
-    def read(self, dst: np.ndarray, src: BufferRef, stream: Any) -> None:
+    def read(self, dst: np.ndarray, src: BufferRef, stream: Any) -> Any:
         """See DeviceMemory."""
-        self.driver.read(dst, src, stream)
+        return self.driver.read(dst, src, stream)
 
     def copy(self, dst: BufferRef, src: BufferRef, nbytes: int, stream: Any) -> None:
         """See DeviceMemory."""

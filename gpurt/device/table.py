@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from gpurt.device.driver import DeviceInfo
+from gpurt.device.handed_on import HANDED_ON
 from gpurt.dtypes import from_name, onnx_name
 from gpurt.graph.view import NodeView
+from gpurt.infer.constraints import objection
 
 if TYPE_CHECKING:
     from gpurt.device.lowering import Lowering
@@ -74,7 +76,7 @@ class OpTable:
         """Why this device cannot run the node, or None if it can."""
         row = self.rows.get((node.domain, node.op_type))
         if row is None:
-            return f"no kernel for {node.op}"
+            return HANDED_ON.get((node.domain, node.op_type), f"no kernel for {node.op}")
         for position, value in enumerate(node.inputs):
             if value is None or position in row.host:
                 continue
@@ -90,7 +92,7 @@ class OpTable:
                 return f"cannot store output {value.name!r}"
             if value is not None and value.dtype == np.float64 and not info.fp64:
                 return "the device has no double"
-        return row.check(node, info) if row.check else None
+        return (row.check(node, info) if row.check else None) or objection(node)
 
 
 _STORABLE: Final = frozenset(from_name(n) for n in ANY.split())

@@ -227,8 +227,7 @@ def _write(step: WriteStep, memory: DeviceMemory, ref: BufferRef) -> Op:
 
     def op(run: Run, registers: list[Any]) -> None:
         array = np.ascontiguousarray(registers[register])
-        run.keep(array)
-        memory.write(ref, array, run.stream(space))
+        run.keep((array, memory.write(ref, array, run.stream(space))))
 
     return op
 
@@ -238,7 +237,7 @@ def _read(step: ReadStep, ref: Callable[[Run, Mapping[str, Held]], BufferRef]) -
 
     def op(run: Run, registers: list[Any]) -> None:
         array = aligned_empty(spec)
-        run.memory(space).read(array, ref(run, {}), run.stream(space))
+        run.keep(run.memory(space).read(array, ref(run, {}), run.stream(space)))
         registers[register] = array
 
     return op

@@ -113,8 +113,7 @@ class Held:
             memory = run.memory(space)
             array = np.ascontiguousarray(self.on_host(run))
             ref = memory.arena.alloc(array.nbytes)
-            memory.write(ref, array, run.stream(space))
-            run.keep(array)
+            run.keep((array, memory.write(ref, array, run.stream(space))))
             lease = Lease(lambda: run.after(lambda: memory.arena.free(ref)))
             tensor = self.tensors[space] = DeviceTensor(ref, lease)
         return tensor.ref

@@ -6,12 +6,25 @@
      1  rows of the matrix itself: its columns are contiguous, and there are at least 16 * NV of them;
      2  a table of offsets by k: a convolution, whose columns are positions in padded planes (see conv_pad.cl). Planes
         have rows wider than the output's, so some columns are computed for nothing and not stored.
+   With EXACT the elements are small integers and so is the result: EXACT products at most add up in floats without
+   rounding, then the sums move on into integers. Floats are the faster way, as CPUs multiply them in one instruction.
    An unaligned load through a packed struct is one instruction, where vload16 is a call on PoCL. */
 struct __attribute__((packed)) unaligned {
   float16 v;
 };
 #define LOAD16(p) (((const GLOBAL struct unaligned *)(p))->v)
+#if EXACT
+struct __attribute__((packed)) unaligned_sums {
+  int16 v;
+};
+#define STORE16(p, x) (((GLOBAL struct unaligned_sums *)(p))->v = (x))
+#define VALUE i32
+#define VECTOR_STORE 1
+#else
 #define STORE16(p, x) (((GLOBAL struct unaligned *)(p))->v = (x))
+#define VALUE float
+#define VECTOR_STORE T_IS_FLOAT
+#endif
 #define NR (16 * NV)
 
 #if A_CONTIGUOUS
@@ -95,7 +108,18 @@ KFN(1, 1, 1) gemm_cpu(
       for (i32 j = 0; j < NV; j++) acc[i][j] = (float16)(0.0f);
     }
     const GLOBAL float *restrict p = a + (i64)m * rsa;
-    for (i32 k = 0; k < K; k++) {
+#if EXACT
+    int16 sum[MR][NV];
+#pragma unroll
+    for (i32 i = 0; i < MR; i++)
+#pragma unroll
+      for (i32 j = 0; j < NV; j++) sum[i][j] = (int16)(0);
+    for (i32 k_first = 0; k_first < K; k_first += EXACT) {
+    const i32 k_end = k_first + EXACT < K ? k_first + EXACT : K;
+#else
+    const i32 k_first = 0, k_end = K;
+#endif
+    for (i32 k = k_first; k < k_end; k++) {
       const i64 at = B_AT(k);
       float16 v[NV];
 #pragma unroll
@@ -108,6 +132,16 @@ KFN(1, 1, 1) gemm_cpu(
       }
       p += A_STEP;
     }
+#if EXACT
+#pragma unroll
+    for (i32 i = 0; i < MR; i++)
+#pragma unroll
+      for (i32 j = 0; j < NV; j++) {
+        sum[i][j] += convert_int16(acc[i][j]);
+        acc[i][j] = (float16)(0.0f);
+      }
+    }
+#endif
 
 #pragma unroll
     for (i32 i = 0; i < MR; i++) {
@@ -115,7 +149,11 @@ KFN(1, 1, 1) gemm_cpu(
       GLOBAL T *out = y + (i64)(m + i) * rsy;
 #pragma unroll
       for (i32 j = 0; j < NV; j++) {
+#if EXACT
+        int16 v = sum[i][j];
+#else
         float16 v = acc[i][j] * alpha;
+#endif
 #if HAS_C && B_MODE == 2
         v += beta * LD_T(c, (i64)(m + i) * rsc); /* a convolution's bias */
 #elif HAS_C
@@ -129,11 +167,11 @@ KFN(1, 1, 1) gemm_cpu(
 #if B_MODE == 2
         i32 plane_row = at_row[j], column = at_column[j];
         i32 pixels = (plane_row / plane_h * out_h + plane_row % plane_h) * out_w; /* before the row */
-        if (T_IS_FLOAT && whole[j]) {
+        if (VECTOR_STORE && whole[j]) {
           STORE16(out + pixels + column, v);
         } else {
           for (i32 l = 0; l < 16 && 16 * j + l < to; l++) {
-            if (column < out_w && plane_row % plane_h < out_h) ST_T(out, pixels + column, ((float *)&v)[l]);
+            if (column < out_w && plane_row % plane_h < out_h) ST_T(out, pixels + column, ((VALUE *)&v)[l]);
             if (++column == plane_w) {
               column = 0;
               plane_row++;
@@ -142,11 +180,11 @@ KFN(1, 1, 1) gemm_cpu(
           }
         }
 #else
-        if (T_IS_FLOAT && 16 * j >= from && 16 * j + 16 <= end) {
+        if (VECTOR_STORE && 16 * j >= from && 16 * j + 16 <= end) {
           STORE16(out + n0 + 16 * j, v);
         } else {
           for (i32 l = 0; l < 16; l++)
-            if (16 * j + l >= from && 16 * j + l < end) ST_T(out, n0 + 16 * j + l, ((float *)&v)[l]);
+            if (16 * j + l >= from && 16 * j + l < end) ST_T(out, n0 + 16 * j + l, ((VALUE *)&v)[l]);
         }
 #endif
       }

@@ -10,8 +10,9 @@ import numpy as np
 
 from gpurt.errors import GpurtError, InvalidArgument, RuntimeException
 from gpurt.graph.view import GraphView, NodeView
-from gpurt.provider import HOST, Capability, Device, DeviceUnit, HostUnit, Provider
-from gpurt_cpu.ops import lookup
+from gpurt.infer.constraints import objection
+from gpurt.provider import HOST, Capability, Device, DeviceUnit, HostUnit, Provider, SupportInfo
+from gpurt_cpu.ops import lookup, operators
 
 
 class CpuProvider(Provider):
@@ -36,10 +37,20 @@ class CpuProvider(Provider):
             raise InvalidArgument(f"there is no cpu:{index}", provider="cpu", remedy='Use "cpu"')
         return cls()
 
+    @classmethod
+    def supported(cls) -> Mapping[tuple[str, str], SupportInfo]:
+        """Every operator that has a NumPy kernel, for all types that the standard allows."""
+        return {key: SupportInfo() for key in operators()}
+
     def get_capability(self, graph: GraphView) -> Capability:
-        """Every operator that has a NumPy kernel, in every dtype."""
-        claims = [(n.name,) for n in graph.nodes if lookup(n.domain, n.op_type)]
-        refused = {n.name: f"no NumPy kernel for {n.op}" for n in graph.nodes if not lookup(n.domain, n.op_type)}
+        """Every operator that has a NumPy kernel, in every dtype that the standard allows."""
+        claims, refused = [], {}
+        for node in graph.nodes:
+            reason = objection(node) if lookup(node.domain, node.op_type) else f"no NumPy kernel for {node.op}"
+            if reason is None:
+                claims.append((node.name,))
+            else:
+                refused[node.name] = reason
         return Capability(claims, refused)
 
     def compile(self, partition: GraphView) -> Sequence[HostUnit | DeviceUnit]:

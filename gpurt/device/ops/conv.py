@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -88,12 +90,25 @@ def conv(c: Lowering) -> None:
     x, w, y = c.input(0), c.input(1), c.output()
     if not 3 <= x.spec.rank <= 5:
         raise Refused(f"Conv with {x.spec.rank - 2} spatial axes")
-    g = geometry(c.node, x.shape, w.shape)
+    packed = None
+    if c.cpu_class:
+        packed = partial(c.packed, 1, "conv as panels", panels_of)
+    convolve(c, geometry(c.node, x.shape, w.shape), x, w, y, c.input(2) if c.has(2) else None, packed)
+
+
+def convolve(
+    c: Lowering, g: Geometry, x: Ref, w: Ref, y: Ref, bias: Ref | None, packed: Callable[[], Ref | None] | None = None,
+    exact: int = 0,
+) -> None:  # fmt: skip
+    """Emit a convolution. `packed` gives the filters as panels, for the case that they are the right operand."""
     if y.size == 0:
         return
-    bias = c.input(2) if c.has(2) else None
     if g.group == 1 and g.kernel == g.size and not any(g.begin) and not any(g.end):
-        _dense(c, g, x, w, y, bias)
+        # The window covers the whole input, so there is one pixel for an image: images are the rows of a product.
+        panel = packed() if packed is not None else None
+        b: Mat | Panels = Mat(w, 1, g.k) if panel is None else Panels(panel)
+        row = None if bias is None else Mat(bias, 0, 1)
+        gemm(c, Mat(x, g.k, 1), b, Mat(y, g.filters, 1), (g.n, g.filters, g.k), add=row, exact=exact)
         return
     rows, pixels = g.filters // g.group, g.pixels
     batch = (g.n, g.group)
@@ -102,26 +117,18 @@ def conv(c: Lowering) -> None:
     add = None if bias is None else Mat(bias, 1, 0, (0, rows))
     size = (rows, pixels, g.k)
     plain = all(v == 1 for v in (*g.kernel, *g.stride)) and not any(g.begin) and not any(g.end)
+    right: Mat | Columns
     if plain:
         channels = g.channels // g.group
-        gemm(c, a, Mat(x, pixels, 1, (g.channels * pixels, channels * pixels)), out, size, batch, add=add)
+        right = Mat(x, pixels, 1, (g.channels * pixels, channels * pixels))
     else:
-        gemm(c, a, padded_columns(c, g, x), out, size, batch, add=add)
+        right = padded_columns(c, g, x)
+    gemm(c, a, right, out, size, batch, add=add, exact=exact)
 
 
-def _dense(c: Lowering, g: Geometry, x: Ref, w: Ref, y: Ref, bias: Ref | None) -> None:
-    # The window covers the whole input, so there is one pixel for an image: images are the rows of a product.
-    packed = None
-    if c.cpu_class and g.n > 0:
-        k = g.k
-        packed = c.packed(1, "conv as panels", lambda v: _panels_of(v, k))
-    b: Mat | Panels = Mat(w, 1, g.k) if packed is None else Panels(packed)
-    add = None if bias is None else Mat(bias, 0, 1)
-    gemm(c, Mat(x, g.k, 1), b, Mat(y, g.filters, 1), (g.n, g.filters, g.k), add=add)
-
-
-def _panels_of(w: np.ndarray, k: int) -> np.ndarray:
-    return panels(w.reshape(-1, k).T)
+def panels_of(w: np.ndarray) -> np.ndarray:
+    """Filters as panels of the right operand."""
+    return panels(w.reshape(len(w), math.prod(w.shape[1:])).T)
 
 
 def padded_columns(c: Lowering, g: Geometry, x: Ref) -> Columns:

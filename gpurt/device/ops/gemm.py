@@ -96,6 +96,7 @@ def gemm(
     alpha: float = 1.0,
     beta: float = 1.0,
     add: Mat | None = None,
+    exact: int = 0,
 ) -> None:
     """Emit y = alpha A B + beta C for all batch indices.
 
@@ -109,6 +110,7 @@ def gemm(
         alpha: factor of the product.
         beta: factor of C.
         add: C, M x N of y's type, strides 0 where it is broadcast.
+        exact: for small integers with an int32 result, neither alpha nor C: so many products add up exactly in float.
     """
     m, n, k = size
     if max(size) > I32_MAX:
@@ -122,7 +124,7 @@ def gemm(
     outer, inner = sizes[: max(len(sizes) - _LEVELS, 0)], sizes[-_LEVELS:]
     if math.prod(outer) > MAX_LAUNCHES:
         raise Refused(f"{c.node.op}: the batch dimensions need more than {MAX_LAUNCHES} launches")
-    if outer and c.cpu_class and y.ref.dtype == FLOAT16:
+    if outer and c.cpu_class and (exact or y.ref.dtype == FLOAT16):
         # Before the operands become parts of tensors, whose ends are not known any more.
         operands[0] = replace(a, ref=as_float(c, a.ref))
         if isinstance(b, Mat):
@@ -132,7 +134,7 @@ def gemm(
         for operand, stride in zip(operands, strides, strict=True):
             offset = sum(i * s for i, s in zip(index, stride, strict=False))
             moved.append(_moved(operand, offset, stride[len(outer) :]))
-        _Product(c, size, inner, alpha, beta).emit(*moved)  # type: ignore[arg-type]
+        _Product(c, size, inner, alpha, beta, exact).emit(*moved)  # type: ignore[arg-type]
 
 
 def _moved(operand: Mat | Panels | Columns, offset: int, batch: tuple[int, ...]) -> Mat | Panels | Columns:
@@ -168,6 +170,7 @@ class _Product:
     batch: tuple[int, ...]
     alpha: float
     beta: float
+    exact: int = 0
 
     def emit(self, a: Mat, b: Mat | Panels | Columns, y: Mat, add: Mat | None = None) -> None:
         if not self.c.cpu_class:
@@ -177,7 +180,7 @@ class _Product:
                 self.size = (n, m, k)
                 a, b, y, add = b.t, a.t, Mat(y.ref, 0, 1, y.batch), add and add.t
             self._gpu(a, b, y, add)
-        elif y.ref.dtype not in (FLOAT32, FLOAT16):
+        elif not self.exact and y.ref.dtype not in (FLOAT32, FLOAT16):
             assert isinstance(b, Mat)
             self._plain(a, b, y, add)
         else:
@@ -185,7 +188,7 @@ class _Product:
 
     def _cpu(self, a: Mat, b: Mat | Panels | Columns, y: Mat, add: Mat | None) -> None:
         m, n, k = self.size
-        if isinstance(b, Mat):
+        if isinstance(b, Mat) and not self.exact:
             if n == 1 and a.col == 1 and b.row == 1:
                 self._rows(a, b, y, y.row, add, 0 if add is None else add.row, m)
                 return
@@ -219,7 +222,7 @@ class _Product:
             "gemm_cpu.cl", "gemm_cpu", args, [*_i32(split, m, columns, k), np.float32(self.alpha)],
             (tiles, -(-m // split)), (1,), {"T": y.ref.dtype},
             {"MR": rows, "NV": vectors, "B_MODE": mode, "A_CONTIGUOUS": int(a.col == 1), "HAS_C": int(add is not None),
-             "T_IS_FLOAT": int(y.ref.dtype == FLOAT32)},
+             "T_IS_FLOAT": int(y.ref.dtype == FLOAT32), "EXACT": self.exact},
         )  # fmt: skip
 
     def _tile(self) -> tuple[int, int]:

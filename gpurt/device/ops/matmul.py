@@ -33,10 +33,11 @@ def batch_steps(lead: Sequence[int], batch: Sequence[int], matrix: int) -> tuple
     return (0,) * (len(batch) - len(lead)) + tuple(aligned)
 
 
-def _product(
-    c: Lowering, a: Ref, b: Ref, y: Ref, *, trans_a: bool = False, trans_b: bool = False, alpha: float = 1.0
-) -> None:
-    """Matrices of rank 2 and more, batches broadcast."""
+def product(
+    c: Lowering, a: Ref, b: Ref, y: Ref, packed: Ref | None, *, trans_a: bool = False, trans_b: bool = False,
+    alpha: float = 1.0, exact: int = 0,
+) -> None:  # fmt: skip
+    """Matrices of rank 2 and more, batches broadcast; B also as panels where the CPU class has them."""
     *lead_a, m, k = a.shape
     *lead_b, n = (*b.shape[:-2], b.shape[-2] if trans_b else b.shape[-1])
     if trans_a:
@@ -51,11 +52,10 @@ def _product(
         left = Mat(a, 1, m, left.batch)
     if trans_b:
         right = Mat(b, 1, k, right.batch)
-    packed = packed_panels(c, 1, trans_b)
     if packed is not None:
         right = Panels(packed, batch_steps(lead_b, batch, -(-n // 16) * k * 16))
     out = Mat(y, n, 1, batch_steps(batch, batch, m * n))
-    gemm(c, left, right, out, (m, n, k), batch, alpha=alpha)
+    gemm(c, left, right, out, (m, n, k), batch, alpha=alpha, exact=exact)
 
 
 @op("MatMul", types=TYPES)
@@ -68,7 +68,7 @@ def matmul(c: Lowering) -> None:
         return
     if a.spec.rank == 1:
         a = a.view((1, a.size))
-    _product(c, a, b, c.output())
+    product(c, a, b, c.output(), packed_panels(c, 1, transposed=False))
 
 
 def _times_vector(c: Lowering, a: Ref, b: Ref) -> None:
@@ -91,7 +91,8 @@ def fused_matmul(c: Lowering) -> None:
     """com.microsoft.FusedMatMul: MatMul with transposed operands and a factor."""
     trans_a, trans_b = bool(c.node.attr("transA", 0)), bool(c.node.attr("transB", 0))
     alpha = c.node.attr("alpha", 1.0)
-    _product(c, c.input(0), c.input(1), c.output(), trans_a=trans_a, trans_b=trans_b, alpha=alpha)
+    packed = packed_panels(c, 1, trans_b)
+    product(c, c.input(0), c.input(1), c.output(), packed, trans_a=trans_a, trans_b=trans_b, alpha=alpha)
 
 
 def _gemm_check(node: NodeView, _: DeviceInfo) -> str | None:

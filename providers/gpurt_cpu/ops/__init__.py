@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 
-from gpurt_cpu.ops.table import Kernel, find
+from gpurt_cpu.ops.table import Kernel, find, registered
 
-__all__ = ["Kernel", "lookup"]
+__all__ = ["Kernel", "lookup", "operators"]
 
 _FAMILIES = (
     "activation",
@@ -52,3 +52,9 @@ def lookup(domain: str, op_type: str) -> Kernel | None:
     """Kernel of an operator, or None if there is none (control flow, or a name that ONNX does not have)."""
     _load()
     return find(domain, op_type)
+
+
+def operators() -> list[tuple[str, str]]:
+    """The (domain, operator) pairs that have a kernel, sorted."""
+    _load()
+    return registered()
