@@ -6,6 +6,7 @@ import json
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
@@ -29,11 +30,22 @@ class _Commands(click.Group):
     expected: ClassVar[tuple[type[Exception], ...]] = (GpurtError, OSError)
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except self.expected as e:
-            Console(stderr=True).print(f"[bold red]error:[/] {escape(str(e))}", highlight=False)
-            ctx.exit(1)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            try:
+                return super().invoke(ctx)
+            except self.expected as e:
+                _tell("[bold red]error:[/]", e)
+                ctx.exit(1)
+
+
+def _tell(label: str, what: object) -> None:
+    Console(stderr=True).print(f"{label} {escape(str(what))}", highlight=False, soft_wrap=True)
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """In place of Python's own form, which shows the line of gpurt's code that warned."""
+    _tell("[yellow]warning:[/]", message)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

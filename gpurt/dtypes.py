@@ -55,6 +55,15 @@ _KERNEL_NAMES: Final = {
     np.dtype(np.int64): "i64",
     np.dtype(np.uint64): "u64",
     np.dtype(np.bool_): "u8",
+    np.dtype(ml_dtypes.bfloat16): "u16",
+    np.dtype(ml_dtypes.float8_e4m3fn): "u8",
+    np.dtype(ml_dtypes.float8_e4m3fnuz): "u8",
+    np.dtype(ml_dtypes.float8_e5m2): "u8",
+    np.dtype(ml_dtypes.float8_e5m2fnuz): "u8",
+    np.dtype(ml_dtypes.int4): "i8",
+    np.dtype(ml_dtypes.uint4): "u8",
+    np.dtype(ml_dtypes.int2): "i8",
+    np.dtype(ml_dtypes.uint2): "u8",
 }
 
 # What a dtype may be computed in where a provider lacks it: exact for every value of the narrow type.
@@ -95,7 +104,7 @@ def from_name(name: str) -> np.dtype:
 
 
 def kernel_name(dtype: np.dtype) -> str:
-    """Name of the element type in kernel source; bool is stored as u8. Raises KeyError if kernels do not know it."""
+    """Name of the element type in kernel source, as stored: bool is u8, bfloat16 u16. Raises KeyError if kernels do not know it."""
     return _KERNEL_NAMES[dtype]
 
 

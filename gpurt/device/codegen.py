@@ -15,7 +15,19 @@ import numpy as np
 
 from gpurt.device.helpers import helper_text
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.expressions import BOOL, EXPRESSIONS, F16, F64, Expression, Site, register
+from gpurt.device.ops.expressions import (
+    BF16,
+    BOOL,
+    EXPRESSIONS,
+    F16,
+    F64,
+    FLOAT8,
+    NARROW_FLOATS,
+    SUBBYTE,
+    Expression,
+    Site,
+    register,
+)
 from gpurt.device.steps import Step, collapse, eight_wide
 from gpurt.dtypes import kernel_name
 from gpurt.provider import Refused
@@ -213,6 +225,8 @@ class _Kernel:
             text = f"half_to_float8(load_u16((const GLOBAL u16 *)({pointer}), count))"
         elif dtype == BOOL:
             text = f"convert_int8(load_u8({pointer}, count)) != 0"
+        elif dtype == BF16:
+            text = f"bf16x8_to_float(load_u16({pointer}, count))"
         else:
             text = f"load_{kernel_name(dtype)}({pointer}, count)"
         return f"const {kind} {leaf.name} = {text};"
@@ -222,11 +236,17 @@ class _Kernel:
         if not self._vector:
             if dtype == F16:
                 return f"ST_HALF(y, {at}, {value});"
+            if dtype == BF16:
+                return f"y[{at}] = bf16_bits({value});"
+            if dtype in FLOAT8:  # in range already: the step that made the value has rounded it
+                return f"y[{at}] = {FLOAT8[dtype]}_bits({value}, 0);"
             return f"y[{at}] = {f'(u8)({value})' if dtype == BOOL else value};"
         if dtype == F16:
             return f"store_u16((GLOBAL u16 *)(y + {at}), half_from_float8({value}), count);"
         if dtype == BOOL:
             value = f"convert_uchar8(-({value}))"
+        elif dtype == BF16:
+            value = f"bf16x8_bits({value})"
         return f"store_{kernel_name(dtype)}(y + {at}, {value}, count);"
 
     def _inner(self, loads: Sequence[str], at: str) -> list[str]:
@@ -349,11 +369,17 @@ def _leaf(name: str, ref: Ref) -> _Leaf:
     if ref.size != 1 or const is None or const.size != 1:
         return _Leaf(name, ref)
     value = const.reshape(())[()]
-    held = np.float32 if ref.dtype == F16 else np.int32 if ref.dtype == BOOL else ref.dtype.type
+    held = np.int32 if ref.dtype == BOOL else ref.dtype.type
+    if ref.dtype == F16 or ref.dtype in NARROW_FLOATS:
+        held = np.float32
+    elif ref.dtype in SUBBYTE:
+        held = SUBBYTE[ref.dtype][0].type
     return _Leaf(name, ref, held(value))
 
 
 def _scalar_load(leaf: _Leaf, at: str) -> str:
     if leaf.ref.dtype == F16:
         return f"LD_HALF(p{leaf.name}, {at})"
+    if leaf.ref.dtype in NARROW_FLOATS:
+        return f"{FLOAT8.get(leaf.ref.dtype, 'bf16')}_to_float(p{leaf.name}[{at}])"
     return f"(p{leaf.name}[{at}] != 0)" if leaf.ref.dtype == BOOL else f"p{leaf.name}[{at}]"

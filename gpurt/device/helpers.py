@@ -26,6 +26,9 @@ def helper_text(kernel: str) -> str:
         text.append(f"VECTOR_ACCESS({dtype}, {wide})\n")
     if text:
         text.insert(0, gpurt_kernels.text("vector.h"))
+    if re.search(r"_to_float\(|_bits\(", kernel):
+        text.append("#define GP_NARROW_VECTORS 1\n" if "bf16x8_" in kernel else "")
+        text.append(gpurt_kernels.text("narrow.h"))
     whole = sorted(set(re.findall(r"\b([iu]\d+)_(?:div|mod|fmod|pow|shl|shr)\(", kernel)))
     if whole or "to_odd(" in kernel:
         text.append(gpurt_kernels.text("integer.h"))

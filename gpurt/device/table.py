@@ -21,6 +21,9 @@ FLOATS: Final = "float32 float16 double"
 INTS: Final = "int32 int64 uint8 int8 uint32 uint64 int16 uint16"
 NUMERIC: Final = f"{FLOATS} {INTS}"
 ANY: Final = f"{NUMERIC} bool"
+NARROW: Final = "bfloat16 float8e4m3fn float8e4m3fnuz float8e5m2 float8e5m2fnuz"  # computed in float, see narrow.h
+SUBBYTE: Final = "int4 uint4 int2 uint2"  # one to a byte, as in NumPy
+STORED: Final = f"{ANY} {NARROW} {SUBBYTE}"  # for operators that move elements and never look at them
 
 Lower = Callable[["Lowering"], None]
 Check = Callable[[NodeView, DeviceInfo], str | None]
@@ -95,7 +98,10 @@ class OpTable:
         return (row.check(node, info) if row.check else None) or objection(node)
 
 
-_STORABLE: Final = frozenset(from_name(n) for n in ANY.split())
+COMPUTED: Final = frozenset(from_name(n) for n in ANY.split())
+"""The dtypes of ANY."""
+
+_STORABLE: Final = frozenset(from_name(n) for n in STORED.split())
 
 
 def _name(dtype: np.dtype) -> str:

@@ -39,6 +39,18 @@ def annotate(model: ir.Model, imports: Mapping[str, int]) -> None:
                 _merge(value, info)
 
 
+def forget_shapes(model: ir.Model) -> None:
+    """Drop the shapes that the file states of computed values: exporters get them wrong where a dimension is dynamic.
+
+    What bodies say of their outputs stays: it is all that is known of a loop that makes no iteration.
+    """
+    for graph in graphs(model.graph):
+        for node in graph:
+            for value in node.outputs:
+                if graph is model.graph or not value.is_graph_output():
+                    value.shape = None
+
+
 def _merge(value: ir.Value, info: onnx.ValueInfoProto) -> None:
     try:
         if value.type is None:

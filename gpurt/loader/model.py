@@ -95,6 +95,7 @@ def _canonicalise(model: ir.Model) -> Names:
     convert.stamp_origins(model)
     convert.constants_to_initializers(model, known)
     convert.own_outputs(model, known)
+    inference.forget_shapes(model)
     if upgrade.wants_types(model):
         inference.annotate(model, imports)
     upgrade.upgrade(model, known)

@@ -20,6 +20,7 @@ from gpurt.autodiff import differentiate
 from gpurt.errors import EPFail, InvalidArgument, ProviderError, Unsupported, suggest
 from gpurt.loader import GraphInput, Views, load
 from gpurt.optimizer import optimize
+from gpurt.optimizer.settle import settle
 from gpurt.options import SessionOptions
 from gpurt.partitioner import Assigner, Compiler, Decisions
 from gpurt.partitioner.assign import CONTROL, SHAPE_REASON
@@ -92,10 +93,12 @@ class InferenceSession:
         evaluator = Evaluator(host)
         self._decisions = Decisions()
         removed = optimize(loaded.model, options.graph_optimization_level, evaluator)
-        self._decisions.removed = [{"name": r.name, "op_type": r.op_type, "why": r.why} for r in removed]
         times["optimize"] = time.perf_counter()
         names = loaded.names
         owners, groups = Assigner(loaded.model, self._providers, names, self._decisions).assign()
+        if options.graph_optimization_level:
+            removed += settle(loaded.model, evaluator)
+        self._decisions.removed = [{"name": r.name, "op_type": r.op_type, "why": r.why} for r in removed]
         if options.strict and host.name not in {r.name for r in requests}:
             _check_strict(loaded.model, owners, self._providers.index(host), self._decisions)
         times["partition"] = time.perf_counter()

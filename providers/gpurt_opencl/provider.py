@@ -6,9 +6,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+
 from gpurt.device import MEMORY_OPTIONS, DeviceProvider
 from gpurt.errors import EPFail, InvalidArgument
-from gpurt.provider import Device, Provider
+from gpurt.provider import BufferRef, Device, Provider
+from gpurt_opencl import discovery
 
 
 class OpenCLProvider(DeviceProvider):
@@ -24,37 +27,48 @@ class OpenCLProvider(DeviceProvider):
     @classmethod
     def probe(cls) -> Sequence[Device]:
         """GPUs first, then accelerators, CPUs (pip's PoCL, other PoCLs, Intel's, the rest) and emulators."""
-        from gpurt_opencl.discovery import describe, devices
-
-        return [Device(f"opencl:{i}", describe(d), kind) for i, (kind, d) in enumerate(devices())]
+        return [Device(f"opencl:{i}", discovery.describe(d), kind) for i, (kind, d) in enumerate(discovery.devices())]
 
     @classmethod
     def notes(cls) -> Sequence[str]:
         """What `gpurt doctor` should say besides the devices."""
-        from gpurt_opencl.discovery import notes
-
-        return notes()
+        return discovery.notes()
 
     @classmethod
     def open(cls, index: int | None, options: Mapping[str, Any]) -> Provider:
         """Open by index in probe's order, or the first device that platform and device match."""
-        from gpurt_opencl.discovery import choose
-
         kernel_class = options.get("kernel_class", "auto")
         if kernel_class not in ("auto", "gpu", "cpu"):
             raise InvalidArgument(f"kernel_class is {kernel_class!r}", provider="opencl", remedy="Use auto, gpu or cpu")
-        number, device = choose(index, options.get("platform"), options.get("device"))
+        number, device = discovery.choose(index, options.get("platform"), options.get("device"))
         return cls(_driver(device, kernel_class), f"opencl:{number}", options)
 
-    def synchronize(self, stream: Any) -> None:
-        """See DeviceMemory. Raises EPFail in a child that was forked: a driver without its threads never finishes."""
-        from gpurt_opencl.discovery import forked
+    # In a child that was forked, a driver without its threads waits for ever; so whatever may wait asks first.
 
-        if forked():
-            raise EPFail(
-                "a session does not survive a fork", provider="opencl", remedy="Start processes with the spawn method"
-            )
+    def stream(self) -> Any:
+        """See DeviceMemory."""
+        _not_forked()
+        return super().stream()
+
+    def write(self, dst: BufferRef, src: np.ndarray, stream: Any) -> Any:
+        """See DeviceMemory."""
+        _not_forked()
+        return super().write(dst, src, stream)
+
+    def read(self, dst: np.ndarray, src: BufferRef, stream: Any) -> Any:
+        """See DeviceMemory."""
+        _not_forked()
+        return super().read(dst, src, stream)
+
+    def synchronize(self, stream: Any) -> None:
+        """See DeviceMemory."""
+        _not_forked()
         super().synchronize(stream)
+
+
+def _not_forked() -> None:
+    if discovery.forked():
+        raise EPFail("a session does not survive a fork", provider="opencl", remedy="Start processes by spawn")
 
 
 _DRIVERS: dict[tuple[int, str], Any] = {}

@@ -30,7 +30,7 @@ class NVRTCError(RuntimeError):
 class FakeCuda:
     """One process's CUDA: memory, queues, what was launched; `install` puts it in the place of cupy."""
 
-    def __init__(self, devices: int = 2, memory: int = 1 << 20, version: int = 12090) -> None:
+    def __init__(self, devices: int = 2, memory: int = 1 << 24, version: int = 12090) -> None:
         self.devices, self.memory, self.version = devices, memory, version
         self.failure: CUDARuntimeError | None = None
         self.allocations: dict[int, np.ndarray] = {}

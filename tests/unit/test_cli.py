@@ -51,6 +51,11 @@ class Broken(NullProvider):
         raise Unavailable("no [special] driver", 'pip install "special[driver]"')
 
     @classmethod
+    def open(cls, index: int | None, options: Mapping[str, Any]) -> Provider:
+        cls.probe()
+        raise AssertionError
+
+    @classmethod
     def notes(cls) -> list[str]:
         return ["a note"]
 
@@ -116,6 +121,14 @@ def test_errors_are_a_message_and_status_1(model: str, args: list[str], words: s
     assert "error:" in told
     assert words in told
     assert "Traceback" not in result.output
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_provider_left_out_is_one_line(model: str) -> None:
+    result = invoke("explain", model, "--providers", "broken,cpu")
+    assert result.exit_code == 0
+    assert len(result.stderr.splitlines()) == 1
+    assert "warning: provider 'broken' is left out: no [special] driver" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.helper
+import onnx.numpy_helper
 import pytest
 from fake_cupy import CUDARuntimeError, FakeCuda
 
+import gpurt
 from gpurt.device import TensorArg
 from gpurt.errors import EPFail, InvalidArgument
 from gpurt.graph.view import GraphView
@@ -276,6 +280,32 @@ def test_what_cublas_cannot_do_goes_to_the_shared_kernels(
     kernels = _kernels(cuda, node_for("MatMul", [np.zeros(s, dtype) for s in shapes]))
     assert kernels
     assert "cublas_matmul" not in kernels
+
+
+def test_a_session_over_cublas_alone(fake: FakeCuda) -> None:
+    """Planning, arena, weights, copies and the plan's replay with new feeds; no kernel is needed for these nodes."""
+    rng = np.random.default_rng(2)
+    v, w = rng.standard_normal((7, 6), np.float32), rng.standard_normal((3, 4), np.float32)
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("MatMul", ["x", "v"], ["p"]),
+            onnx.helper.make_node("Reshape", ["p", "shape"], ["q"]),
+            onnx.helper.make_node("MatMul", ["q", "w"], ["y"]),
+        ],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 7])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(a, n) for n, a in (("v", v), ("w", w), ("shape", np.array([-1, 3])))],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    session = gpurt.InferenceSession(model, providers=["cuda:1"])
+    assert {n["device"] for n in session.explain().to_dict()["nodes"]} == {"cuda:1"}
+    for n in (5, 5, 8):
+        x = rng.standard_normal((n, 7), np.float32)
+        (y,) = session.run(None, {"x": x})
+        np.testing.assert_allclose(y, (x @ v).reshape(-1, 3) @ w, rtol=1e-4, atol=1e-5)
+    assert len(fake.gemms) == 6
+    assert fake.launches == []
 
 
 def test_tf32_only_when_asked(fake: FakeCuda) -> None:

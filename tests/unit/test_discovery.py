@@ -156,9 +156,8 @@ def test_the_users_folder_is_kept(library: Path, tmp_path: Path, monkeypatch: py
 def test_the_systems_folder_is_kept(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "system.icd").write_text("libmali.so")
     monkeypatch.setenv("OPENCL_VENDOR_PATH", str(tmp_path))
-    with pytest.raises(RuntimeError), runtimes.vendors(library):
+    with runtimes.vendors(library):
         assert _icds()["system.icd"] == "libmali.so"
-        raise RuntimeError
     assert runtimes.VARIABLE not in os.environ
 
 
@@ -174,10 +173,8 @@ def test_nothing_happens_without_intels_wheels(monkeypatch: pytest.MonkeyPatch) 
         assert runtimes.VARIABLE not in os.environ
 
 
-def _process(code: str, **env: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env={**os.environ, **env}
-    )
+def _process(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.table import ANY, op
+from gpurt.device.table import STORED, op
 
 _COPY = """
 KFN(BLOCK, 1, 1) copy_elements(INPUT(T, x), TENSOR(T, y), const i64 n) {
@@ -35,13 +35,13 @@ def copy_elements(c: Lowering, dst: Ref, src: Ref) -> None:
     )
 
 
-@op("Identity", "Flatten", types=ANY)
+@op("Identity", "Flatten", types=STORED)
 def identity(c: Lowering) -> None:
     """Same elements, same order."""
     c.alias()
 
 
-@op("Reshape", "Squeeze", "Unsqueeze", types=ANY, host=(1,))
+@op("Reshape", "Squeeze", "Unsqueeze", types=STORED, host=(1,))
 def reshape(c: Lowering) -> None:
     """Same elements, same order; the second input only says the shape."""
     c.alias()

@@ -12,7 +12,7 @@ from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.expressions import EXPRESSIONS
 from gpurt.device.steps import Step
-from gpurt.device.table import ANY, FLOATS, INTS, NUMERIC, Check, Lower, op
+from gpurt.device.table import ANY, FLOATS, INTS, NUMERIC, STORED, Check, Lower, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import broadcast
 from gpurt.provider import Refused
@@ -28,8 +28,8 @@ _TYPES: Final[Mapping[str, str | Mapping[int | None, str]]] = {
     **dict.fromkeys(("And", "Or", "Xor", "Not"), "bool"),
     **dict.fromkeys(("Neg", "Relu"), _SIGNED),
     "Equal": ANY,
-    "Cast": ANY,
-    "CastLike": {0: ANY},  # of the second input only the dtype matters
+    "Cast": STORED,
+    "CastLike": {0: STORED},  # of the second input only the dtype matters
     "Pow": {0: f"{FLOATS} int32 int64", 1: NUMERIC},
     "PRelu": f"{FLOATS} int32 int64 uint32 uint64",
     "Where": {0: "bool", None: ANY},

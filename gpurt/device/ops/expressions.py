@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import ml_dtypes
 import numpy as np
 
 from gpurt.dtypes import kernel_name
@@ -23,6 +24,24 @@ F16: Final = np.dtype(np.float16)
 F32: Final = np.dtype(np.float32)
 F64: Final = np.dtype(np.float64)
 BOOL: Final = np.dtype(np.bool_)
+BF16: Final = np.dtype(ml_dtypes.bfloat16)
+FLOAT8: Final[Mapping[np.dtype, str]] = {
+    np.dtype(ml_dtypes.float8_e4m3fn): "e4m3fn",
+    np.dtype(ml_dtypes.float8_e4m3fnuz): "e4m3fnuz",
+    np.dtype(ml_dtypes.float8_e5m2): "e5m2",
+    np.dtype(ml_dtypes.float8_e5m2fnuz): "e5m2fnuz",
+}
+"""Names in narrow.h."""
+
+NARROW_FLOATS: Final = frozenset([BF16, *FLOAT8])
+SUBBYTE: Final[Mapping[np.dtype, tuple[np.dtype, int]]] = {
+    np.dtype(ml_dtypes.int4): (np.dtype(np.int8), 4),
+    np.dtype(ml_dtypes.uint4): (np.dtype(np.uint8), 4),
+    np.dtype(ml_dtypes.int2): (np.dtype(np.int8), 2),
+    np.dtype(ml_dtypes.uint2): (np.dtype(np.uint8), 2),
+}
+"""What an integer of fewer than eight bits is stored as, and its bits."""
+
 _LITERAL: Final = re.compile(r"(?<![\w.])(\d+\.\d*(?:e[-+]?\d+)?)")
 _VECTORS: Final = {
     "i8": "char8", "u8": "uchar8", "i16": "short8", "u16": "ushort8", "i32": "int8", "u32": "uint8", "i64": "long8",
@@ -31,8 +50,8 @@ _VECTORS: Final = {
 
 
 def register(dtype: np.dtype, vector: bool) -> str:
-    """Type of a variable that holds a value: float16 as float, bool as i32 with 0 and 1 (eight-wide: 0 and -1)."""
-    name = "float" if dtype == F16 else "i32" if dtype == BOOL else kernel_name(dtype)
+    """Type of a variable that holds a value: narrow floats as float, bool as i32 with 0 and 1 (eight-wide: 0 and -1)."""
+    name = "float" if dtype == F16 or dtype in NARROW_FLOATS else "i32" if dtype == BOOL else kernel_name(dtype)
     return _VECTORS[name] if vector else name
 
 
@@ -43,7 +62,7 @@ def prefix(dtype: np.dtype, vector: bool) -> str:
 
 def width(dtype: np.dtype) -> int:
     """Bytes of one element of a value's register: conditions have the width of what was compared."""
-    return 4 if dtype in (BOOL, F16) else dtype.itemsize
+    return 4 if dtype in (BOOL, F16) or dtype in NARROW_FLOATS else dtype.itemsize
 
 
 def literals(text: str, dtype: np.dtype) -> str:
@@ -127,11 +146,32 @@ def unsigned(dtype: np.dtype, vector: bool) -> str:
     return "(u64)" if dtype.itemsize == 8 else "(u32)"
 
 
-def cast(text: str, source: np.dtype, target: np.dtype, vector: bool) -> str:
-    """A value converted as NumPy's astype does: reals to integers towards zero, integers modulo 2^bits."""
+def cast(text: str, source: np.dtype, target: np.dtype, vector: bool, saturate: bool = True) -> str:
+    """A value converted as NumPy's astype does: reals to integers towards zero, integers modulo 2^bits.
+
+    What is over the greatest float8 becomes that where it is to saturate, else infinity or NaN.
+    """
     to = register(target, vector)
     if target == source:
         return text
+    if source in NARROW_FLOATS:
+        source = F32
+    elif source in SUBBYTE:
+        source = SUBBYTE[source][0]
+    if target in NARROW_FLOATS:
+        single = cast(text, source, F32, vector)
+        if target == BF16:
+            x8 = "x8" if vector else ""
+            return f"bf16{x8}_to_float(bf16{x8}_bits({single}))"
+        name = FLOAT8[target]
+        return f"{name}_to_float({name}_bits({single}, {int(saturate)}))"
+    if target in SUBBYTE:
+        stored, bits = SUBBYTE[target]
+        low = f"(({cast(text, source, np.dtype(np.int32), vector)}) & {(1 << bits) - 1})"
+        if stored.kind == "i":
+            half = 1 << (bits - 1)
+            low = f"(({low} ^ {half}) - {half})"
+        return f"convert_{to}({low})" if vector else f"({to}){low}"
     if target == BOOL:
         zero = f"({register(source, True)})(0)" if vector else "0"
         mask = f"{text} != {zero}"
@@ -277,11 +317,18 @@ def _where(site: Site) -> str:
 
 
 def _cast(site: Site) -> str:
-    return cast(site.arg(0), site.of(), site.dtype, site.vector)
+    return cast(site.arg(0), site.of(), site.dtype, site.vector, bool(site.node.attr("saturate", 1)))
 
 
-def _cast_is_scalar(_: NodeView, dtypes: Sequence[np.dtype | None], dtype: np.dtype) -> bool:
+def narrow_is_scalar(_: NodeView, dtypes: Sequence[np.dtype | None], dtype: np.dtype) -> bool:
+    """Whether float8, which is converted one element at a time, is read or written."""
+    return dtype in FLOAT8 or any(d in FLOAT8 for d in dtypes)
+
+
+def _cast_is_scalar(node: NodeView, dtypes: Sequence[np.dtype | None], dtype: np.dtype) -> bool:
     source = dtypes[0]
+    if narrow_is_scalar(node, dtypes, dtype):
+        return True
     return source is not None and ((dtype == F16 and source == F64) or (dtype == np.uint64 and source.kind == "f"))
 
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.movement import BITS, Dim, collapse, launch_rows, rank_defines, strides
-from gpurt.device.table import ANY, op
+from gpurt.device.table import STORED, op
 from gpurt.infer.shapes import axis as front
 from gpurt.provider import Refused
 
-INDEX_TYPES = {None: ANY, 1: "int32 int64"}
+INDEX_TYPES = {None: STORED, 1: "int32 int64"}
 
 
 def _types(c: Lowering) -> dict[str, np.dtype]:
@@ -77,7 +77,7 @@ def gather_elements(c: Lowering) -> None:
     )
 
 
-@op("GatherND", types={None: ANY, 1: "int64"})
+@op("GatherND", types={None: STORED, 1: "int64"})
 def gather_nd(c: Lowering) -> None:
     """GatherND-13, with batch_dims."""
     x, indices = c.input(0), c.input(1)

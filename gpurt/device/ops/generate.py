@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 
+from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering
 from gpurt.device.ops.movement import BITS, launch_rows
-from gpurt.device.table import ANY, NUMERIC, op
+from gpurt.device.table import ANY, COMPUTED, NUMERIC, STORED, op
+from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import axis as front
 
 # The depth is the row where it is the last axis (WIDE); else a row is one value of the depth over the axes after it.
@@ -64,7 +66,7 @@ ROW_KERNEL range(TENSOR(T, y), const T_ACC start, const T_ACC delta, ROW_PARAMS)
 """
 
 
-@op("OneHot", types={None: ANY, 0: NUMERIC}, host=(1,))
+@op("OneHot", types={None: STORED, 0: NUMERIC}, host=(1,))
 def one_hot(c: Lowering) -> None:
     """OneHot-28. An index outside of [-depth, depth) gives the off value all over."""
     indices, y = c.input(0), c.output()
@@ -84,7 +86,12 @@ def one_hot(c: Lowering) -> None:
     )
 
 
-@op("EyeLike", types=ANY)
+def _check_eye(node: NodeView, _: DeviceInfo) -> str | None:
+    dtype = node.outputs[0].dtype if node.outputs[0] is not None else None
+    return None if dtype is None or dtype in COMPUTED else f"EyeLike of {dtype}"
+
+
+@op("EyeLike", types=ANY, check=_check_eye)
 def eye_like(c: Lowering) -> None:
     """EyeLike-22: the input says only the shape and the type."""
     y = c.output()

@@ -30,9 +30,6 @@ I16: Final = np.dtype(np.int16)
 I32: Final = np.dtype(np.int32)
 _EXACT: Final = 1 << 24  # integers up to here are floats
 
-Place = Callable[[tuple[int, ...], int], tuple[int, ...]]
-"""Gives the shape under which a zero point broadcasts over an operand, by the shapes of both."""
-
 
 def known_zero(zero: Ref | None) -> bool:
     """Whether a zero point is left out or known to be 0."""
@@ -83,26 +80,37 @@ def constant_operand(
     return c.packed(position, f"{tag} of integers", lambda w: pack(w.astype(np.float32) - less))
 
 
-def matmul_sums(c: Lowering, positions: tuple[int, int], zeros: tuple[Ref | None, Ref | None], y: Ref) -> None:
-    """Emit the int32 product of two quantized matrices, or batches of them, at these input positions."""
-    a, b = c.input(positions[0]), c.input(positions[1])
+def matmul_sums(
+    c: Lowering, a: Ref, b_position: int, zeros: tuple[Ref | None, Ref | None], y: Ref, *, trans_a: bool = False,
+    trans_b: bool = False,
+) -> None:  # fmt: skip
+    """Emit the int32 product of quantized matrices, or batches of them; B is the input at a position."""
+    b = c.input(b_position)
     a_zero, b_zero = zeros
-    a_at = row_shape(a, a_zero)
-    b_at = column_shape(b, b_zero)
+    a_at, b_at = row_shape(a_zero), column_shape(b, b_zero)
+    if trans_b and b_at:
+        b_at = (b_at[-1], 1)
     exact = stretch(a, a_zero, b, b_zero)
     packed = None
     if b.spec.rank > 1:
-        packed = constant_operand(c, positions[1], b_zero, b_at, "gemm panels", panels)
+        tag = "gemm panels of the transposed" if trans_b else "gemm panels"
+        pack = transposed_panels if trans_b else panels
+        packed = constant_operand(c, b_position, b_zero, b_at, tag, pack)
     left = centred(c, a, a_zero, a_at)
     right = b if packed is not None else centred(c, b, b_zero, b_at)
     if a.spec.rank == 1:
         left = left.view((1, a.size))
     if b.spec.rank == 1:
         right = right.view((b.size, 1))
-    product(c, left, right, y, packed, exact=exact)
+    product(c, left, right, y, packed, trans_a=trans_a, trans_b=trans_b, exact=exact)
 
 
-def row_shape(a: Ref, v: Ref | None) -> tuple[int, ...]:
+def transposed_panels(b: np.ndarray) -> np.ndarray:
+    """Panels of [..., N, K]."""
+    return panels(np.swapaxes(b, -1, -2))
+
+
+def row_shape(v: Ref | None) -> tuple[int, ...]:
     """Shape under which a scale or zero point of the left matrix broadcasts: one number, or one for each row."""
     if v is None or v.size == 1:
         return ()
@@ -120,15 +128,13 @@ def column_shape(b: Ref, v: Ref | None) -> tuple[int, ...]:
     return v.shape
 
 
-def conv_sums(
-    c: Lowering, positions: tuple[int, int], zeros: tuple[Ref | None, Ref | None], y: Ref
-) -> None:
+def conv_sums(c: Lowering, positions: tuple[int, int], zeros: tuple[Ref | None, Ref | None], y: Ref) -> None:
     """Emit the int32 convolution of a quantized image by quantized filters at these input positions."""
     x, w = c.input(positions[0]), c.input(positions[1])
     x_zero, w_zero = zeros
     if not 3 <= x.spec.rank <= 5:
         raise Refused(f"{c.node.op} with {x.spec.rank - 2} spatial axes")
-    for name, zero, most in (("image", x_zero, 1), ("filters", w_zero, len(w.shape) and w.shape[0])):
+    for name, zero, most in (("image", x_zero, 1), ("filters", w_zero, w.shape[0])):
         if zero is not None and zero.size not in (1, most):
             raise Refused(f"{c.node.op}: {zero.size} zero points of the {name}")
     at = () if w_zero is None or w_zero.size == 1 else (w_zero.size,) + (1,) * (w.spec.rank - 1)
@@ -152,7 +158,7 @@ def optional(c: Lowering, position: int) -> Ref | None:
 @op("MatMulInteger", types=BYTES)
 def matmul_integer(c: Lowering) -> None:
     """MatMulInteger-10: (A - zero point) (B - zero point), for the tensor, by row of A, by column of B."""
-    matmul_sums(c, (0, 1), (optional(c, 2), optional(c, 3)), c.output())
+    matmul_sums(c, c.input(0), 1, (optional(c, 2), optional(c, 3)), c.output())
 
 
 def spatial_check(position: int) -> Callable[[NodeView, DeviceInfo], str | None]:

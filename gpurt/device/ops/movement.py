@@ -10,7 +10,7 @@ import numpy as np
 
 import gpurt_kernels
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.table import ANY, op
+from gpurt.device.table import STORED, op
 from gpurt.infer.shapes import axis as front
 
 BITS: Final[Mapping[int, np.dtype]] = {
@@ -216,7 +216,7 @@ def _tiled(c: Lowering, dst: Ref, src: Ref, walk: list[Dim]) -> None:
     )
 
 
-@op("Transpose", types=ANY)
+@op("Transpose", types=STORED)
 def transpose(c: Lowering) -> None:
     """Transpose-25. Where only dimensions of size 1 move, the output is the input's memory."""
     x = c.input(0)
@@ -229,7 +229,7 @@ def transpose(c: Lowering) -> None:
     strided_copy(c, c.output(), x, [Dim(x.shape[p], source[p], t) for p, t in zip(order, target, strict=True)])
 
 
-@op("Concat", types=ANY)
+@op("Concat", types=STORED)
 def concat(c: Lowering) -> None:
     """Concat-13: each input is a block of columns of the output, seen as a matrix."""
     y = c.output()
@@ -246,7 +246,7 @@ def concat(c: Lowering) -> None:
         offset += part
 
 
-@op("Split", types=ANY, host=(1,))
+@op("Split", types=STORED, host=(1,))
 def split(c: Lowering) -> None:
     """Split-18. Where nothing lies before the axis the parts are contiguous: they stay in the input's memory."""
     x = c.input(0)
@@ -264,7 +264,7 @@ def split(c: Lowering) -> None:
         offset += part
 
 
-@op("Expand", types=ANY, host=(1,))
+@op("Expand", types=STORED, host=(1,))
 def expand(c: Lowering) -> None:
     """Expand-13: a broadcast dimension is one that the source does not move along."""
     x, y = c.input(0), c.output()
@@ -276,7 +276,7 @@ def expand(c: Lowering) -> None:
     strided_copy(c, y, x, [Dim(n, 0 if d == 1 else s, t) for n, d, s, t in walk])
 
 
-@op("Tile", types=ANY, host=(1,))
+@op("Tile", types=STORED, host=(1,))
 def tile(c: Lowering) -> None:
     """Tile-13: a repeat is a dimension of its own that the source does not move along."""
     x, y = c.input(0), c.output()

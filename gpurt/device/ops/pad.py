@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.movement import BITS, Dim, launch_rows, rank_defines, strided_copy, strides
-from gpurt.device.table import ANY, op
+from gpurt.device.table import STORED, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import axes as fronts
 from gpurt.provider import Refused
@@ -86,7 +86,7 @@ def _check(node: NodeView, info: DeviceInfo) -> str | None:  # noqa: ARG001
     return None if mode in ("constant", "edge", "reflect", "wrap") else f"no Pad kernel for mode {mode!r}"
 
 
-@op("Pad", types=ANY, host=(1, 3), check=_check)
+@op("Pad", types=STORED, host=(1, 3), check=_check)
 def pad(c: Lowering) -> None:
     """Pad-25: negative pads crop first; the value is read from device memory."""
     x, y = c.input(0), c.output()

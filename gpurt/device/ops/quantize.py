@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
+import ml_dtypes
 import numpy as np
 
 import gpurt_kernels
@@ -16,10 +17,20 @@ from gpurt.device.codegen import emit
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.elementwise import FUSIBLE, elementwise, step_for
-from gpurt.device.ops.expressions import EXPRESSIONS, F16, F32, Expression, Site, cast, prefix
+from gpurt.device.ops.expressions import (
+    BF16,
+    EXPRESSIONS,
+    F16,
+    F32,
+    NARROW_FLOATS,
+    Expression,
+    Site,
+    cast,
+    narrow_is_scalar,
+)
 from gpurt.device.ops.reduce import KINDS, reduce
 from gpurt.device.steps import Step
-from gpurt.device.table import op
+from gpurt.device.table import NARROW, SUBBYTE, op
 from gpurt.dtypes import from_onnx
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import axis
@@ -28,7 +39,8 @@ from gpurt.spec import Spec
 
 U8: Final = np.dtype(np.uint8)
 MS: Final = "com.microsoft"
-INTEGERS: Final = "int8 uint8 int16 uint16"
+_QUANTIZED: Final = f"int8 uint8 int16 uint16 {SUBBYTE} {NARROW.removeprefix('bfloat16 ')}"
+_REAL: Final = "float32 float16 bfloat16"
 
 
 def real(site: Site, position: int, scale: int, zero: int) -> str:
@@ -48,10 +60,14 @@ def _has_zero(site: Site, zero: int) -> bool:
 
 def quantized(site: Site, text: str, zero: int) -> str:
     """A float, divided by its scale already, as a quantized number: rounded to even, moved, clipped."""
-    text = f"rint({text})"
+    narrow = site.dtype in NARROW_FLOATS
+    if not narrow:
+        text = f"rint({text})"
     if _has_zero(site, zero):
         text = f"{text} + {cast(site.arg(zero), site.of(zero), F32, site.vector)}"
-    limits = np.iinfo(site.dtype)
+    if narrow:
+        return cast(f"({text})", F32, site.dtype, site.vector, bool(site.node.attr("saturate", 1)))
+    limits = ml_dtypes.iinfo(site.dtype)
     clipped = f"fmin(fmax({text}, {float(limits.min)!r}), {float(limits.max)!r})"
     return cast(clipped, F32, site.dtype, site.vector)
 
@@ -59,8 +75,9 @@ def quantized(site: Site, text: str, zero: int) -> str:
 def _quantize(site: Site) -> str:
     ratio = f"{cast(site.arg(0), site.of(0), F32, site.vector)} / {site.arg(1)}"
     precision = site.node.attr("precision", 0)
-    if (from_onnx(precision) if precision else site.of(1)) == F16:
-        ratio = f"{prefix(F32, site.vector)}round_half({ratio})"
+    rounding = from_onnx(precision) if precision else site.of(1)
+    if rounding in (F16, BF16):  # the division is meant to happen in that precision
+        ratio = cast(f"({ratio})", F32, rounding, site.vector)
     return quantized(site, ratio, 2)
 
 
@@ -82,8 +99,10 @@ def _sigmoid(site: Site) -> str:
 
 
 def _leaky_relu(site: Site) -> str:
-    x = real(site, 0, 1, 2)
-    return quantized(site, site.format(f"({x} < 0.0 ? {{alpha}} * {x} : {x}) / {site.arg(3)}"), 4)
+    # The slope stands in the text by its bits, which both dialects read alike.
+    alpha = f"AS_F32({int(np.float32(site.node.attr('alpha', 0.01)).view(np.uint32)):#x})"
+    x = f"({real(site, 0, 1, 2)})"
+    return quantized(site, f"({x} < 0.0 ? {alpha} * {x} : {x}) / {site.arg(3)}", 4)
 
 
 def along_axis(node: NodeView, operands: Sequence[Ref | Step | None], out: Spec) -> Sequence[Ref | Step | None]:
@@ -117,12 +136,12 @@ def lone(node: NodeView, operands: Sequence[Ref | Step | None], out: Spec) -> Se
 
 EXPRESSIONS.update(
     {
-        **{(domain, "QuantizeLinear"): Expression(_quantize, _quantize, arrange=along_axis) for domain in ("", MS)},
-        **{(domain, "DequantizeLinear"): Expression(whole=_dequantize, arrange=along_axis) for domain in ("", MS)},
+        **{(domain, "QuantizeLinear"): Expression(_quantize, _quantize, scalar=narrow_is_scalar, arrange=along_axis) for domain in ("", MS)},
+        **{(domain, "DequantizeLinear"): Expression(whole=_dequantize, scalar=narrow_is_scalar, arrange=along_axis) for domain in ("", MS)},
         (MS, "QLinearAdd"): Expression(whole=_binary("+"), arrange=lone),
         (MS, "QLinearMul"): Expression(whole=_binary("*"), arrange=lone),
         (MS, "QLinearSigmoid"): Expression(whole=_sigmoid, arrange=lone, costly=True),
-        (MS, "QLinearLeakyRelu"): Expression(whole=_leaky_relu, arrange=lone, params=(("alpha", 0.01),)),
+        (MS, "QLinearLeakyRelu"): Expression(whole=_leaky_relu, arrange=lone),
     }
 )
 
@@ -135,15 +154,19 @@ for _name in ("QLinearSigmoid", "QLinearLeakyRelu"):
 
 def _check(node: NodeView, _: DeviceInfo) -> str | None:
     precision = node.attr("precision", 0)
-    if precision and from_onnx(precision) not in (F32, F16):
+    if precision and from_onnx(precision) not in (F32, F16, BF16):
         return f"QuantizeLinear with precision {from_onnx(precision)}"
     return None
 
 
-@op("QuantizeLinear", types={0: "float32 float16 int32", 1: "float32 float16", 2: INTEGERS}, check=_check)
-@op("QuantizeLinear", types={0: "float32 float16 int32", 1: "float32 float16", 2: INTEGERS}, check=_check, domain=MS)
-@op("DequantizeLinear", types={0: f"{INTEGERS} int32", 1: "float32 float16", 2: f"{INTEGERS} int32"})
-@op("DequantizeLinear", types={0: f"{INTEGERS} int32", 1: "float32 float16", 2: f"{INTEGERS} int32"}, domain=MS)
+_TO: Final = {0: f"{_REAL} int32", 1: _REAL, 2: _QUANTIZED}
+_FROM: Final = {0: f"{_QUANTIZED} int32", 1: _REAL, 2: f"{_QUANTIZED} int32"}
+
+
+@op("QuantizeLinear", types=_TO, check=_check)
+@op("QuantizeLinear", types=_TO, check=_check, domain=MS)
+@op("DequantizeLinear", types=_FROM)
+@op("DequantizeLinear", types=_FROM, domain=MS)
 def linear(c: Lowering) -> None:
     """QuantizeLinear-25 and DequantizeLinear-25: for the whole tensor, along an axis, or in blocks along it."""
     scale, x = c.input(1), c.input(0)

@@ -12,7 +12,7 @@ import numpy as np
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering
 from gpurt.device.ops.movement import BITS, Dim, ceil_div, collapse, launch_rows, rank_defines, strides
-from gpurt.device.table import ANY, op
+from gpurt.device.table import STORED, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import axis as front
 
@@ -43,7 +43,7 @@ def _parts(c: Lowering, lanes: int, count: int, size: int) -> int:
     return max(min(ceil_div(wanted, max(lanes, 1)), size), 1)
 
 
-@op("ScatterElements", types={None: ANY, 1: "int32 int64"}, check=_check)
+@op("ScatterElements", types={None: STORED, 1: "int32 int64"}, check=_check)
 def scatter_elements(c: Lowering) -> None:
     """ScatterElements-18."""
     x, indices, y = c.input(0), c.input(1), c.output()
@@ -79,7 +79,7 @@ def scatter_elements(c: Lowering) -> None:
     )
 
 
-@op("ScatterND", types={None: ANY, 1: "int64"}, check=_check)
+@op("ScatterND", types={None: STORED, 1: "int64"}, check=_check)
 def scatter_nd(c: Lowering) -> None:
     """ScatterND-18."""
     x, indices, y = c.input(0), c.input(1), c.output()
@@ -117,7 +117,7 @@ def _check_tensor(node: NodeView, info: DeviceInfo) -> str | None:  # noqa: ARG0
     return None if mode in ("linear", "circular") else f"no TensorScatter kernel for mode {mode!r}"
 
 
-@op("TensorScatter", types={None: ANY, 2: "int64"}, check=_check_tensor)
+@op("TensorScatter", types={None: STORED, 2: "int64"}, check=_check_tensor)
 def tensor_scatter(c: Lowering) -> None:
     """TensorScatter-24: each batch's update goes to the position that its write index says."""
     cache, update, y = c.input(0), c.input(1), c.output()

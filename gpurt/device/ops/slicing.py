@@ -10,7 +10,7 @@ from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering
 from gpurt.device.ops.movement import BITS, Dim, launch_rows, strided_copy, strides
 from gpurt.device.ops.pad import pad_window
-from gpurt.device.table import ANY, op
+from gpurt.device.table import STORED, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import axes as fronts
 
@@ -48,7 +48,7 @@ ROW_KERNEL reverse_sequence(INPUT(T, x), INPUT(i64, lengths), TENSOR(T, y), cons
 """
 
 
-@op("Slice", types=ANY, host=(1, 2, 3, 4))
+@op("Slice", types=STORED, host=(1, 2, 3, 4))
 def slice_(c: Lowering) -> None:
     """Slice-13, negative steps included. A part that is contiguous stays in the input's memory."""
     x, y = c.input(0), c.output()
@@ -69,7 +69,7 @@ def slice_(c: Lowering) -> None:
     strided_copy(c, y, x.at(offset, ()), walk)
 
 
-@op("CenterCropPad", types=ANY, host=(1,))
+@op("CenterCropPad", types=STORED, host=(1,))
 def center_crop_pad(c: Lowering) -> None:
     """CenterCropPad-18: of an odd difference the smaller part goes to the beginning, for crop and pad alike."""
     x, y = c.input(0), c.output()
@@ -81,7 +81,7 @@ def center_crop_pad(c: Lowering) -> None:
     pad_window(c, y, x, begins, "constant", None)
 
 
-@op("Trilu", types=ANY, host=(1,))
+@op("Trilu", types=STORED, host=(1,))
 def trilu(c: Lowering) -> None:
     """Trilu-14: the lower or upper triangle of each matrix, zero elsewhere."""
     x = c.input(0)
@@ -104,7 +104,7 @@ def _check_reverse(node: NodeView, info: DeviceInfo) -> str | None:  # noqa: ARG
     return None if found == {0, 1} else "ReverseSequence needs 0 and 1 for batch_axis and time_axis"
 
 
-@op("ReverseSequence", types={None: ANY, 1: "int64"}, check=_check_reverse)
+@op("ReverseSequence", types={None: STORED, 1: "int64"}, check=_check_reverse)
 def reverse_sequence(c: Lowering) -> None:
     """ReverseSequence-28; a length over the number of steps counts as all of them."""
     x = c.input(0)

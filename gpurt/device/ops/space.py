@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gpurt.device.lowering import Lowering
 from gpurt.device.ops.movement import Dim, strided_copy, strides
-from gpurt.device.table import ANY, op
+from gpurt.device.table import STORED, op
 
 
 def _permuted(c: Lowering, shape: Sequence[int], order: Sequence[int]) -> None:
@@ -15,7 +15,7 @@ def _permuted(c: Lowering, shape: Sequence[int], order: Sequence[int]) -> None:
     strided_copy(c, c.output(), c.input(0), [Dim(shape[p], source[p], t) for p, t in zip(order, target, strict=True)])
 
 
-@op("DepthToSpace", types=ANY)
+@op("DepthToSpace", types=STORED)
 def depth_to_space(c: Lowering) -> None:
     """DepthToSpace-28: channels are (block row, block column, channel) in mode DCR, (channel, row, column) in CRD."""
     n, channels, h, w = c.input(0).shape
@@ -27,7 +27,7 @@ def depth_to_space(c: Lowering) -> None:
         _permuted(c, (n, rest, block, block, h, w), (0, 1, 4, 2, 5, 3))
 
 
-@op("SpaceToDepth", types=ANY)
+@op("SpaceToDepth", types=STORED)
 def space_to_depth(c: Lowering) -> None:
     """SpaceToDepth-28: the inverse of DepthToSpace in the same mode."""
     n, channels, h, w = c.input(0).shape

@@ -1,0 +1,61 @@
+/* The float types that a kernel computes in float: bfloat16, stored as u16, and the float8 family, stored as u8. For each
+   type, name_to_float gives the value of the bits, and name_bits rounds a float to the nearest value, ties to even.
+   Integer arithmetic alone, so that devices without subnormal floats come to the same bits. */
+
+/* The upper half of a float. */
+FN float bf16_to_float(const u32 u) { return AS_F32(u << 16); }
+FN u16 bf16_bits(const float x) {
+  const u32 u = (u32)AS_I32(x);
+  if ((u & 0x7fffffff) > 0x7f800000) return (u16)(u >> 16 & 0x8000 | 0x7fc0);
+  return (u16)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+#ifdef GP_NARROW_VECTORS
+FN float8 bf16x8_to_float(const ushort8 u) { return as_float8(convert_uint8(u) << 16); }
+FN ushort8 bf16x8_bits(const float8 x) {
+  const uint8 u = as_uint8(x);
+  const uint8 rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
+  return convert_ushort8((u & 0x7fffffff) > 0x7f800000 ? (u >> 16 & 0x8000) | 0x7fc0 : rounded);
+}
+#endif
+
+/* A byte with a sign, an exponent and M bits of mantissa; the exponent's bias is BIAS. */
+FN float f8_value(const u32 u, const i32 M, const i32 BIAS) {
+  const i32 magnitude = (i32)(u & 0x7f), e = magnitude >> M, m = magnitude & ((1 << M) - 1);
+  const float v = e == 0 ? (float)m * AS_F32((128 - BIAS - M) << 23) : AS_F32((e + 127 - BIAS) << 23 | m << (23 - M));
+  return u & 0x80 ? -v : v;
+}
+/* Magnitudes over the code TOP become TOP, or OVER where they are not to saturate. */
+FN u32 f8_code(const float x, const i32 M, const i32 BIAS, const u32 TOP, const u32 OVER, const i32 saturate) {
+  const u32 u = (u32)AS_I32(x) & 0x7fffffff;
+  u32 code;
+  if ((i32)(u >> 23) + BIAS - 127 > 0)
+    code = ((u + (1u << (22 - M)) - 1 + (u >> (23 - M) & 1)) >> (23 - M)) - ((u32)(127 - BIAS) << M);
+  else
+    code = (u32)rint(AS_F32(u) * AS_F32((126 + BIAS + M) << 23));
+  return code <= TOP ? code : saturate ? TOP : OVER;
+}
+#define SIGN_8(x) ((u32)AS_I32(x) >> 24 & 0x80)
+
+/* S.1111.111 is NaN, there is no infinity. */
+FN float e4m3fn_to_float(const u32 u) { return (u & 0x7f) == 0x7f ? NAN : f8_value(u, 3, 7); }
+FN u8 e4m3fn_bits(const float x, const i32 saturate) {
+  return (u8)(SIGN_8(x) | (x != x ? 0x7f : f8_code(x, 3, 7, 0x7e, 0x7f, saturate)));
+}
+/* As IEEE has it: exponents of ones are infinity and NaN. */
+FN float e5m2_to_float(const u32 u) {
+  const u32 magnitude = u & 0x7f;
+  if (magnitude > 0x7c) return NAN;
+  return magnitude < 0x7c ? f8_value(u, 2, 15) : u & 0x80 ? -INFINITY : INFINITY;
+}
+FN u8 e5m2_bits(const float x, const i32 saturate) {
+  return (u8)(SIGN_8(x) | (x != x ? 0x7e : f8_code(x, 2, 15, 0x7b, 0x7c, saturate)));
+}
+/* Neither infinity nor minus zero, whose code is NaN. */
+#define F8_UNSIGNED_ZERO(name, M, BIAS)                                                        \
+  FN float name##_to_float(const u32 u) { return u == 0x80 ? NAN : f8_value(u, M, BIAS); }     \
+  FN u8 name##_bits(const float x, const i32 saturate) {                                       \
+    const u32 code = x != x ? 0x80 : f8_code(x, M, BIAS, 0x7f, 0x80, saturate);                \
+    return (u8)(code == 0 || code == 0x80 ? code : SIGN_8(x) | code);                          \
+  }
+F8_UNSIGNED_ZERO(e4m3fnuz, 3, 8)
+F8_UNSIGNED_ZERO(e5m2fnuz, 2, 16)
