@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gpurt import __version__
+from gpurt.cli_ops import ops
 from gpurt.errors import GpurtError
 
 PACKAGES: Final = ("numpy", "onnx", "onnx-ir", "ml_dtypes", "pyopencl", "pocl-binary-distribution", "intel-opencl-rt")
@@ -52,6 +53,9 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
 @click.version_option(__version__, prog_name="gpurt")
 def main() -> None:
     """An ONNX runtime that puts the GPU first."""
+
+
+main.add_command(ops)
 
 
 @main.command()

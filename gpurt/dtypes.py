@@ -60,6 +60,8 @@ _KERNEL_NAMES: Final = {
     np.dtype(ml_dtypes.float8_e4m3fnuz): "u8",
     np.dtype(ml_dtypes.float8_e5m2): "u8",
     np.dtype(ml_dtypes.float8_e5m2fnuz): "u8",
+    np.dtype(ml_dtypes.float8_e8m0fnu): "u8",
+    np.dtype(ml_dtypes.float4_e2m1fn): "u8",
     np.dtype(ml_dtypes.int4): "i8",
     np.dtype(ml_dtypes.uint4): "u8",
     np.dtype(ml_dtypes.int2): "i8",

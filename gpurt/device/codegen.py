@@ -240,6 +240,8 @@ class _Kernel:
                 return f"y[{at}] = bf16_bits({value});"
             if dtype in FLOAT8:  # in range already: the step that made the value has rounded it
                 return f"y[{at}] = {FLOAT8[dtype]}_bits({value}, 0);"
+            if dtype in SUBBYTE:
+                return f"y[{at}] = {value} & {(1 << SUBBYTE[dtype][1]) - 1};"
             return f"y[{at}] = {f'(u8)({value})' if dtype == BOOL else value};"
         if dtype == F16:
             return f"store_u16((GLOBAL u16 *)(y + {at}), half_from_float8({value}), count);"
@@ -247,6 +249,8 @@ class _Kernel:
             value = f"convert_uchar8(-({value}))"
         elif dtype == BF16:
             value = f"bf16x8_bits({value})"
+        elif dtype in SUBBYTE:
+            value = f"{value} & ({register(dtype, True)})({(1 << SUBBYTE[dtype][1]) - 1})"
         return f"store_{kernel_name(dtype)}(y + {at}, {value}, count);"
 
     def _inner(self, loads: Sequence[str], at: str) -> list[str]:

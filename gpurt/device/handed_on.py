@@ -15,18 +15,15 @@ _GROUPS: Final = {
     "the size of its result depends on the data": "Compress NonMaxSuppression NonZero Unique",
     "sequences and optionals live on the host": (
         "ConcatFromSequence Optional OptionalGetElement OptionalHasElement SequenceAt SequenceConstruct SequenceEmpty "
-        "SequenceErase SequenceInsert SequenceLength SplitToSequence"
+        "SequenceErase SequenceInsert SequenceLength SequenceMap SplitToSequence"
     ),
     "strings live on the host": "RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer",
     "it decodes a file format, which is done on the host": "ImageDecoder",
     "random numbers are drawn on the host, so that a seed gives the same ones with every provider": (
-        "Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike"
+        "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike"
     ),
     "it is made once from numbers that are constant nearly always": "MelWeightMatrix",
-    "no device kernel has been written for it yet": (
-        "BitCast Col2Im ConvInteger DFT DeformConv Det GridSample MatMulInteger MaxRoiPool MaxUnpool QLinearConv "
-        "QLinearMatMul RoiAlign STFT"
-    ),
+    "no device kernel has been written for it yet": "Det",
 }
 _ML: Final = {
     "maps live on the host": "CastMap DictVectorizer ZipMap",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -21,7 +21,8 @@ FLOATS: Final = "float32 float16 double"
 INTS: Final = "int32 int64 uint8 int8 uint32 uint64 int16 uint16"
 NUMERIC: Final = f"{FLOATS} {INTS}"
 ANY: Final = f"{NUMERIC} bool"
-NARROW: Final = "bfloat16 float8e4m3fn float8e4m3fnuz float8e5m2 float8e5m2fnuz"  # computed in float, see narrow.h
+FLOAT8: Final = "float8e4m3fn float8e4m3fnuz float8e5m2 float8e5m2fnuz float8e8m0 float4e2m1"
+NARROW: Final = f"bfloat16 {FLOAT8}"  # computed in float, see narrow.h
 SUBBYTE: Final = "int4 uint4 int2 uint2"  # one to a byte, as in NumPy
 STORED: Final = f"{ANY} {NARROW} {SUBBYTE}"  # for operators that move elements and never look at them
 
@@ -55,7 +56,7 @@ class OpTable:
     def op(
         self,
         *op_types: str,
-        types: str | Mapping[int | None, str] = ANY,
+        types: str | Mapping[Any, str] = ANY,  # Any: a mapping is invariant in int | None
         host: tuple[int, ...] = (),
         check: Check | None = None,
         domain: str = "",

@@ -88,28 +88,43 @@ def type_mismatch(node: NodeView) -> str | None:
 class _Formal:
     """A formal input: its type variable, the tensor types that it may have, and whether all of its kind are alike."""
 
-    def __init__(self, schema: onnx.defs.OpSchema, parameter: onnx.defs.OpSchema.FormalParameter) -> None:
+    def __init__(self, parameter: onnx.defs.OpSchema.FormalParameter, types: set[str]) -> None:
         self.name = parameter.name
         self.variable = parameter.type_str
         self.variadic = parameter.option == onnx.defs.OpSchema.FormalParameterOption.Variadic
         self.alike = not self.variadic or parameter.is_homogeneous
-        allowed = set(parameter.types)
-        tensors = {t[len("tensor(") : -1] for t in allowed if t.startswith("tensor(")}
-        # Of sequences and maps only some dtypes are known here, so whoever takes them is not checked.
+        tensors = {t[len("tensor(") : -1] for t in types if t.startswith("tensor(")}
         self.allowed = frozenset(d for t in tensors if (d := _dtype(t)) is not None)
-        if any(t.startswith(("seq(", "map(", "optional(", "sparse")) for t in allowed):
+        # Of sequences and maps only some dtypes are known here, so whoever takes them is not checked.
+        if any(t.startswith(("seq(", "map(", "optional(", "sparse")) for t in types):
             self.allowed, self.alike = frozenset(), False
 
 
 @cache
 def _signature(op_type: str, domain: str, version: int) -> list[_Formal] | None:
-    try:
-        schema = (
-            onnx.defs.get_schema(op_type, version, domain) if version else onnx.defs.get_schema(op_type, domain=domain)
-        )
-    except onnx.defs.SchemaError:
+    schemas = _history(op_type, domain, version)
+    if not schemas:
         return None
-    return [_Formal(schema, parameter) for parameter in schema.inputs]
+    found = []
+    for position, parameter in enumerate(schemas[0].inputs):
+        # A new version may allow less than an old one (ReduceLogSum-18 took integers), and nodes of both come here.
+        older = [s.inputs[position].types for s in schemas if position < len(s.inputs)]
+        found.append(_Formal(parameter, {t for types in older for t in types}))
+    return found
+
+
+def _history(op_type: str, domain: str, version: int) -> list[onnx.defs.OpSchema]:
+    """The forms of an operator, from a version (0: the newest) to the oldest."""
+    found = []
+    try:
+        newest = onnx.defs.get_schema(op_type, domain=domain)
+        version = version or newest.since_version
+        while version > 0:
+            found.append(onnx.defs.get_schema(op_type, version, domain))
+            version = found[-1].since_version - 1
+    except onnx.defs.SchemaError:  # there is none as old as that
+        pass
+    return found
 
 
 def _dtype(name: str) -> np.dtype | None:

@@ -105,7 +105,8 @@ class InferenceSession:
         compiler = Compiler(self._providers, owners, groups, self._decisions)
         self._compiled = compiler.compile(Views().graph(loaded.model.graph))
         times["compile"] = time.perf_counter()
-        self._site = Site(self._providers, compiler, evaluator, options.plan_cache_size)
+        # A fresh evaluator: the one for folding remembers nodes, and with them weights, that are gone.
+        self._site = Site(self._providers, compiler, Evaluator(host), options.plan_cache_size)
         self._runner = GraphRunner(self._site, self._compiled, outputs_to_host=True)
         self._inputs: list[GraphInput] = loaded.inputs
         self._outputs: list[GraphInput] = loaded.outputs

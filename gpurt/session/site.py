@@ -47,7 +47,7 @@ class Site:
         self._compiler = compiler
         self._evaluator = evaluator
         self._runners: dict[int, GraphRunner] = {}
-        self._fallbacks: dict[tuple[int, str], Sequence[UnitItem]] = {}
+        self._fallbacks: dict[int, Sequence[UnitItem]] = {}
         self._items: list[UnitItem] = []
         self._idle: list[dict[int, Any]] = []
         self.latest: dict[str, Plan] = {}
@@ -74,17 +74,16 @@ class Site:
         return self._evaluator(node, inputs)
 
     def fallback(self, item: UnitItem, reason: str) -> Sequence[UnitItem]:
-        """Units that take the place of a refused one; made once for each reason."""
-        key = (id(item), reason)
-        if key not in self._fallbacks:
-            self._fallbacks[key] = self._compiler.fallback(item, reason)
+        """Units that take the place of a refused one; made once, with the first reason."""
+        if id(item) not in self._fallbacks:
+            self._fallbacks[id(item)] = self._compiler.fallback(item, reason)
             self._items.append(item)  # keeps the id its own
-        return self._fallbacks[key]
+        return self._fallbacks[id(item)]
 
     def replaced(self) -> dict[int, Sequence[UnitItem]]:
         """For refused items, by id, the units that run instead."""
         with self.lock:
-            return {item: units for (item, _), units in self._fallbacks.items()}
+            return dict(self._fallbacks)
 
     def runner(self, graph: CompiledGraph) -> GraphRunner:
         """The runner of a nested graph."""

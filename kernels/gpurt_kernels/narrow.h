@@ -35,16 +35,17 @@ FN u32 f8_code(const float x, const i32 M, const i32 BIAS, const u32 TOP, const 
   return code <= TOP ? code : saturate ? TOP : OVER;
 }
 #define SIGN_8(x) ((u32)AS_I32(x) >> 24 & 0x80)
+#define NAN_8(u) AS_F32((i32)(((u) & 0x80) << 24 | 0x7fc00000)) /* with the sign */
 
 /* S.1111.111 is NaN, there is no infinity. */
-FN float e4m3fn_to_float(const u32 u) { return (u & 0x7f) == 0x7f ? NAN : f8_value(u, 3, 7); }
+FN float e4m3fn_to_float(const u32 u) { return (u & 0x7f) == 0x7f ? NAN_8(u) : f8_value(u, 3, 7); }
 FN u8 e4m3fn_bits(const float x, const i32 saturate) {
   return (u8)(SIGN_8(x) | (x != x ? 0x7f : f8_code(x, 3, 7, 0x7e, 0x7f, saturate)));
 }
 /* As IEEE has it: exponents of ones are infinity and NaN. */
 FN float e5m2_to_float(const u32 u) {
   const u32 magnitude = u & 0x7f;
-  if (magnitude > 0x7c) return NAN;
+  if (magnitude > 0x7c) return NAN_8(u);
   return magnitude < 0x7c ? f8_value(u, 2, 15) : u & 0x80 ? -INFINITY : INFINITY;
 }
 FN u8 e5m2_bits(const float x, const i32 saturate) {
@@ -59,3 +60,25 @@ FN u8 e5m2_bits(const float x, const i32 saturate) {
   }
 F8_UNSIGNED_ZERO(e4m3fnuz, 3, 8)
 F8_UNSIGNED_ZERO(e5m2fnuz, 2, 16)
+
+/* Four bits, all of them finite numbers; NaN becomes what ml_dtypes makes of it, a zero of the other sign. */
+FN float e2m1_to_float(const u32 u) { return u & 8 ? -f8_value(u & 7, 1, 1) : f8_value(u & 7, 1, 1); }
+FN u8 e2m1_bits(const float x, const i32 saturate) {
+  return (u8)(x != x ? AS_I32(x) < 0 ? 0 : 8 : SIGN_8(x) >> 4 | f8_code(x, 1, 1, 7, 7, saturate));
+}
+/* Powers of two from 2^-127 on, without sign; 255 is NaN. Flags: 1 to saturate, 2 to round to the nearest, 4 down. */
+FN float e8m0_to_float(const u32 u) { return u == 255 ? NAN : u == 0 ? AS_F32(0x400000) : AS_F32((i32)u << 23); }
+FN u8 e8m0_bits(const float x, const i32 flags) {
+  const u32 u = (u32)AS_I32(x) & 0x7fffffff;
+  if (u > 0x7f800000) return 255;
+  if (u == 0 || u == 0x7f800000) return (u8)(flags & 1 ? u >> 23 & 254 : 255);
+  /* Below 2^-126 the mantissa of a float is twice what an exponent of 0 says. */
+  i32 code = (i32)(u >> 23);
+  u32 m = u & 0x7fffff;
+  if (code == 0) {
+    for (; m < 0x400000; m <<= 1) code--;
+    m = (m & 0x3fffff) << 1;
+  }
+  if (flags & 2 ? m >= 0x400000 : !(flags & 4) && m > 0) code++;
+  return (u8)(code < 0 ? (flags & 1 ? 0 : 255) : code > 254 ? (flags & 1 ? 254 : 255) : code);
+}

@@ -114,7 +114,9 @@ def test_inside_a_body_the_node_is_named_too():
 def test_an_element_type_that_numpy_does_not_have():
     info = helper.make_tensor_value_info("a", F32, [2])
     info.type.tensor_type.elem_type = 77
-    graph = helper.make_graph([n("Identity", ["a"], ["y"])], "g", [info], [helper.make_tensor_value_info("y", F32, [2])])
+    graph = helper.make_graph(
+        [n("Identity", ["a"], ["y"])], "g", [info], [helper.make_tensor_value_info("y", F32, [2])]
+    )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
     with pytest.raises(gpurt.InvalidGraph, match="element type that gpurt does not know: 77"):
         gpurt.InferenceSession(proto.SerializeToString(), providers=["cpu"])

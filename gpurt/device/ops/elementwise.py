@@ -80,7 +80,14 @@ def _check_real_of_whole(node: NodeView, info: DeviceInfo) -> str | None:
     return f"{node.op_type} of integers needs double" if whole and mixed and not info.fp64 else None
 
 
+def _check_round_mode(node: NodeView, _: DeviceInfo) -> str | None:
+    mode = node.attr("round_mode", "up")
+    return None if mode in ("up", "down", "nearest") else f"round_mode is {mode!r}"
+
+
 _CHECKS: Final[Mapping[str, Check]] = {
+    "Cast": _check_round_mode,
+    "CastLike": _check_round_mode,
     "Gelu": _check_gelu,
     "BitShift": _check_shift,
     "Shrink": _check_real_of_whole,

@@ -30,8 +30,10 @@ FLOAT8: Final[Mapping[np.dtype, str]] = {
     np.dtype(ml_dtypes.float8_e4m3fnuz): "e4m3fnuz",
     np.dtype(ml_dtypes.float8_e5m2): "e5m2",
     np.dtype(ml_dtypes.float8_e5m2fnuz): "e5m2fnuz",
+    np.dtype(ml_dtypes.float8_e8m0fnu): "e8m0",
+    np.dtype(ml_dtypes.float4_e2m1fn): "e2m1",
 }
-"""Names in narrow.h."""
+"""Names in narrow.h of those that are stored in a byte."""
 
 NARROW_FLOATS: Final = frozenset([BF16, *FLOAT8])
 SUBBYTE: Final[Mapping[np.dtype, tuple[np.dtype, int]]] = {
@@ -146,10 +148,11 @@ def unsigned(dtype: np.dtype, vector: bool) -> str:
     return "(u64)" if dtype.itemsize == 8 else "(u32)"
 
 
-def cast(text: str, source: np.dtype, target: np.dtype, vector: bool, saturate: bool = True) -> str:
+def cast(text: str, source: np.dtype, target: np.dtype, vector: bool, flags: int = 1) -> str:
     """A value converted as NumPy's astype does: reals to integers towards zero, integers modulo 2^bits.
 
-    What is over the greatest float8 becomes that where it is to saturate, else infinity or NaN.
+    The flags are for float8: 1 where what is over the greatest becomes that, not infinity or NaN; plus 2 to round
+    powers of two to the nearest instead of up, or 4 to round them down.
     """
     to = register(target, vector)
     if target == source:
@@ -157,20 +160,16 @@ def cast(text: str, source: np.dtype, target: np.dtype, vector: bool, saturate: 
     if source in NARROW_FLOATS:
         source = F32
     elif source in SUBBYTE:
-        source = SUBBYTE[source][0]
+        text, source = _low_bits(text, source, vector), np.dtype(np.int32)
     if target in NARROW_FLOATS:
         single = cast(text, source, F32, vector)
         if target == BF16:
             x8 = "x8" if vector else ""
             return f"bf16{x8}_to_float(bf16{x8}_bits({single}))"
         name = FLOAT8[target]
-        return f"{name}_to_float({name}_bits({single}, {int(saturate)}))"
+        return f"{name}_to_float({name}_bits({single}, {flags}))"
     if target in SUBBYTE:
-        stored, bits = SUBBYTE[target]
-        low = f"(({cast(text, source, np.dtype(np.int32), vector)}) & {(1 << bits) - 1})"
-        if stored.kind == "i":
-            half = 1 << (bits - 1)
-            low = f"(({low} ^ {half}) - {half})"
+        low = _low_bits(cast(text, source, np.dtype(np.int32), vector), target, vector)
         return f"convert_{to}({low})" if vector else f"({to}){low}"
     if target == BOOL:
         zero = f"({register(source, True)})(0)" if vector else "0"
@@ -195,6 +194,13 @@ def cast(text: str, source: np.dtype, target: np.dtype, vector: bool, saturate: 
             by = register(via, vector)
             text = f"convert_{by}({text})" if vector else f"({by})({text})"
     return f"{convert}({text})"
+
+
+def _low_bits(text: str, dtype: np.dtype, vector: bool) -> str:
+    """An integer of fewer than eight bits as an i32; what stands in the other bits of its byte does not matter."""
+    stored, bits = SUBBYTE[dtype]
+    low = f"({'convert_int8' if vector else '(i32)'}({text}) & {(1 << bits) - 1})"
+    return low if stored.kind == "u" else f"(({low} ^ {1 << (bits - 1)}) - {1 << (bits - 1)})"
 
 
 Text = str | Callable[[Site], str]
@@ -317,7 +323,11 @@ def _where(site: Site) -> str:
 
 
 def _cast(site: Site) -> str:
-    return cast(site.arg(0), site.of(), site.dtype, site.vector, bool(site.node.attr("saturate", 1)))
+    flags = int(bool(site.node.attr("saturate", 1))) + _ROUND_MODES[site.node.attr("round_mode", "up")]
+    return cast(site.arg(0), site.of(), site.dtype, site.vector, flags)
+
+
+_ROUND_MODES: Final = {"up": 0, "nearest": 2, "down": 4}
 
 
 def narrow_is_scalar(_: NodeView, dtypes: Sequence[np.dtype | None], dtype: np.dtype) -> bool:

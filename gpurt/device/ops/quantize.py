@@ -30,7 +30,7 @@ from gpurt.device.ops.expressions import (
 )
 from gpurt.device.ops.reduce import KINDS, reduce
 from gpurt.device.steps import Step
-from gpurt.device.table import NARROW, SUBBYTE, op
+from gpurt.device.table import FLOAT8, SUBBYTE, op
 from gpurt.dtypes import from_onnx
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import axis
@@ -39,7 +39,7 @@ from gpurt.spec import Spec
 
 U8: Final = np.dtype(np.uint8)
 MS: Final = "com.microsoft"
-_QUANTIZED: Final = f"int8 uint8 int16 uint16 {SUBBYTE} {NARROW.removeprefix('bfloat16 ')}"
+_QUANTIZED: Final = f"int8 uint8 int16 uint16 {SUBBYTE} {FLOAT8}"
 _REAL: Final = "float32 float16 bfloat16"
 
 
@@ -66,7 +66,7 @@ def quantized(site: Site, text: str, zero: int) -> str:
     if _has_zero(site, zero):
         text = f"{text} + {cast(site.arg(zero), site.of(zero), F32, site.vector)}"
     if narrow:
-        return cast(f"({text})", F32, site.dtype, site.vector, bool(site.node.attr("saturate", 1)))
+        return cast(f"({text})", F32, site.dtype, site.vector, int(bool(site.node.attr("saturate", 1))))
     limits = ml_dtypes.iinfo(site.dtype)
     clipped = f"fmin(fmax({text}, {float(limits.min)!r}), {float(limits.max)!r})"
     return cast(clipped, F32, site.dtype, site.vector)
@@ -137,7 +137,7 @@ def lone(node: NodeView, operands: Sequence[Ref | Step | None], out: Spec) -> Se
 EXPRESSIONS.update(
     {
         **{(domain, "QuantizeLinear"): Expression(_quantize, _quantize, scalar=narrow_is_scalar, arrange=along_axis) for domain in ("", MS)},
-        **{(domain, "DequantizeLinear"): Expression(whole=_dequantize, scalar=narrow_is_scalar, arrange=along_axis) for domain in ("", MS)},
+        **{(domain, "DequantizeLinear"): Expression(_dequantize, _dequantize, scalar=narrow_is_scalar, arrange=along_axis) for domain in ("", MS)},
         (MS, "QLinearAdd"): Expression(whole=_binary("+"), arrange=lone),
         (MS, "QLinearMul"): Expression(whole=_binary("*"), arrange=lone),
         (MS, "QLinearSigmoid"): Expression(whole=_sigmoid, arrange=lone, costly=True),

@@ -8,8 +8,8 @@ import numpy as np
 
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering
-from gpurt.device.ops.lanes import F32, F64
-from gpurt.device.ops.movement import BITS, flat_args, launch_rows, rank_defines, strides
+from gpurt.device.ops.lanes import F32, F64, Args
+from gpurt.device.ops.movement import BITS, launch_rows, rank_defines, strides
 from gpurt.device.table import FLOATS, NUMERIC, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import conv_geometry, window_arguments
@@ -112,10 +112,10 @@ def max_unpool(c: Lowering) -> None:
     defines = {"MAX_UNPOOL": 1, "RANK": len(walk), **rank_defines("ns", len(walk))}
     launch_rows(c, "roi.cl", "zeros", [y], 1, y.size, types=bits, defines=defines)
     if x.size and y.size:
-        args = [x, c.input(1), y, np.int64(math.prod(inner))]
+        args: Args = [x, c.input(1), y, np.int64(math.prod(inner))]
         launch_rows(
-            c, "roi.cl", "max_unpool", args, 1, x.size, types=bits, defines=defines, dims=flat_args(walk),  # type: ignore[arg-type]
-            work=4,
+            c, "roi.cl", "max_unpool", args, 1, x.size, types=bits, defines=defines,
+            dims=[v for row in walk for v in row], work=4,
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering
 from gpurt.device.ops.movement import BITS, Dim, ceil_div, collapse, launch_rows, rank_defines, strides
-from gpurt.device.table import STORED, op
+from gpurt.device.table import COMPUTED, STORED, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import axis as front
 
@@ -24,8 +24,8 @@ def _check(node: NodeView, info: DeviceInfo) -> str | None:  # noqa: ARG001
     if reduction not in _REDUCTIONS:
         return f"no {node.op} kernel for reduction {reduction!r}"
     data = node.inputs[0]
-    if reduction != "none" and data is not None and data.dtype == np.bool_:
-        return f"{node.op} does not reduce bool"
+    if reduction != "none" and data is not None and (data.dtype == np.bool_ or data.dtype not in COMPUTED):
+        return f"{node.op} does not reduce {data.dtype}"
     return None
 
 
