@@ -85,6 +85,7 @@ def steps(fast: bool, expression: str | None) -> list[Step]:
         Step("mypy --strict", ["-m", "mypy", "--strict"]),
         Step("import layers", ["-c", "from importlinter.cli import lint_imports_command as run; run()", "--no-logo"]),
     ]
+    found += script("generated pages", "make_docs.py", "--check")
     found += tests(fast, expression)
     if not fast and not expression:
         found += script("kernels compiled for CUDA", "cuda_compile.py") + script("wheel", "wheel_smoke.py")
@@ -106,9 +107,9 @@ def tests(fast: bool, expression: str | None) -> list[Step]:
     return found
 
 
-def script(name: str, file: str) -> list[Step]:
+def script(name: str, file: str, *options: str) -> list[Step]:
     """A step that is one of this folder's scripts."""
-    return [Step(name, [f"ci/{file}"])] if (ROOT / "ci" / file).exists() else []
+    return [Step(name, [f"ci/{file}", *options])] if (ROOT / "ci" / file).exists() else []
 
 
 def summary(done: Sequence[Step], *, chosen: bool) -> int:

@@ -29,7 +29,19 @@ HOST_NAME: Final = "cpu"
 _FLOATS: Final = ("double", "float", "float16")
 _INTS: Final = ("int16", "int32", "int64", "int8", "uint16", "uint32", "uint64", "uint8")
 _NARROW: Final = tuple(
-    "bfloat16 float4e2m1 float8e4m3fn float8e4m3fnuz float8e5m2 float8e5m2fnuz float8e8m0 int2 int4 uint2 uint4".split()
+    [
+        "bfloat16",
+        "float4e2m1",
+        "float8e4m3fn",
+        "float8e4m3fnuz",
+        "float8e5m2",
+        "float8e5m2fnuz",
+        "float8e8m0",
+        "int2",
+        "int4",
+        "uint2",
+        "uint4",
+    ]
 )
 _SETS: Final[Mapping[str, tuple[str, ...]]] = {
     "all": (*_FLOATS, *_INTS, *_NARROW, "bool"),
@@ -83,7 +95,7 @@ def operators(providers: Sequence[str]) -> list[Operator]:
     """
     said = {name: registry.provider_class(name).supported() for name in providers}
     host = registry.provider_class(HOST_NAME).supported() or {}
-    known = {(d, name) for d in CANONICAL_OPSETS for name in op_names(d)}
+    known = {(d, name) for d in CANONICAL_OPSETS for name in op_names(d) if schema(name, d) is not None}
     known |= {key for found in (*said.values(), host) for key, info in (found or {}).items() if info.kernel}
     known = {key for key in known if not _replaced(*key)}
     order = {domain: i for i, domain in enumerate(DOMAINS)}
@@ -94,8 +106,9 @@ def operators(providers: Sequence[str]) -> list[Operator]:
 
 
 def _replaced(domain: str, name: str) -> bool:
+    """Whether the loader puts other operators in the place of one that ONNX has deprecated."""
     found = schema(name, domain)
-    return found is not None and bool(found.deprecated)  # the loader puts others in their place
+    return domain == "" and found is not None and bool(found.deprecated)
 
 
 def _cell(

@@ -11,7 +11,6 @@ import onnx.defs
 from gpurt.dtypes import from_name, onnx_name
 from gpurt.graph.view import NodeView
 
-
 _AUTO_PAD: Final = {"auto_pad": "NOTSET SAME_UPPER SAME_LOWER VALID"}
 _DIRECTION: Final = {"direction": "forward reverse bidirectional"}
 _LOSS: Final = {"reduction": "none sum mean"}

@@ -31,6 +31,7 @@ _UNFOLDABLE: Final = frozenset(
         "RandomUniform",
         "RandomUniformLike",
         "Bernoulli",
+        "Dropout",
         "Multinomial",
         "If",
         "Loop",

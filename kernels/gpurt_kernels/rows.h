@@ -19,7 +19,13 @@
   const i64 begin = GROUP(1) * chunk; \
   const i64 end = begin + chunk < inner ? begin + chunk : inner; \
   for (i64 row = row_begin; row < row_end; row++)
+#ifdef INNER /* the row's length as a constant: in a short row the loop would cost more than what it does */
+#define EACH(i) \
+  UNROLL \
+  for (i64 i = 0; i < INNER; i++)
+#else
 #define EACH(i) for (i64 i = begin; i < end; i++)
+#endif
 #else
 #define ROW_KERNEL KFN(256, 1, 1)
 #define ROW_PARAMS const POS rows, const POS inner

@@ -2,7 +2,8 @@
  *
  * Updates that meet in one element are applied by one item in the order of the indices, so every result is
  * deterministic and equal to a serial loop's. Where too few items would come of that, the data is cut into parts: each
- * item looks at all the indices and takes those of its own part. Indices out of range are skipped.
+ * item looks at all the indices and takes those of its own part. With many indices that takes a GPU too long: see LINKED.
+ * Indices out of range are skipped.
  */
 
 #if defined(REDUCE_ADD)
@@ -99,6 +100,122 @@ ROW_KERNEL tensor_scatter(OFFSETS INPUT(T, u), TENSOR(T, y), const i64 middle, c
     if (CIRCULAR) k = (k % size + size) % size;
     if (k >= 0 && k < size) {
       EACH(i) y[(block * size + k) * inner + i] = u[(i64)row * inner + i];
+    }
+  }
+}
+
+#elif defined(LINKED)
+/* The way of GPUs with many indices: `total` items, one for each, instead of a loop over all of them. An item's place in
+ * the indices is j, `target` the place that it writes to, negative where the index is out of range.
+ *
+ *   scatter_clear: head[target] = -1, only for targets that are written to
+ *   scatter_link:  head[target] = the last j of the target, or the start of a list of all its j: link[j] is the next one
+ *   scatter_write: the one item of a target whose j is the head writes it
+ *
+ * Lists come in any order, so the writing item picks their smallest, the next one, and so on. That is quadratic: when
+ * a list is long it looks at all the indices that may lead to its target. They begin at FIRST(j), STEP apart. */
+
+#ifdef LINKED_ELEMENTS
+#define PLACES const i64 size, const i64 along, const i32 count, const i32 step
+#define FIRST(j) ((j) - (j) / step % count * step)
+#define STEP step
+#define FIND_TARGET(target, j) \
+  i64 target; \
+  { \
+    i64 k = (i64)indices[j]; \
+    k = k < 0 ? k + size : k; \
+    i32 rest = j; \
+    target = k * along; \
+    UNROLL \
+    for (i32 d = RANK - 1; d >= 0; d--) { \
+      const i32 up = rest / (i32)n[d]; \
+      target += (rest - up * (i32)n[d]) * t[d]; \
+      rest = up; \
+    } \
+    if (k < 0 || k >= size) target = -1; \
+  }
+#else
+#define PLACES const i32 count
+#define FIRST(j) 0
+#define STEP 1
+#define FIND_TARGET(target, j) \
+  i64 target = 0; \
+  { \
+    i32 inside = 1; \
+    UNROLL \
+    for (i32 d = 0; d < DEPTH; d++) { \
+      i64 k = (i64)indices[(i64)(j)*DEPTH + d]; \
+      k = k < 0 ? k + n[d] : k; \
+      inside = inside && k >= 0 && k < n[d]; \
+      target += k * t[d]; \
+    } \
+    if (!inside) target = -1; \
+  }
+#endif
+#define OPEN_PLACES \
+  OPEN_IN(I, indices); \
+  OPEN(i32, head); \
+  OPEN(i32, link); \
+  const i64 n[RANK] = LIST_N; \
+  const i64 t[RANK] = LIST_T;
+
+ROW_KERNEL scatter_clear(INPUT(I, indices), TENSOR(i32, head), TENSOR(i32, link), PLACES, ROW_PARAMS PARAMS) {
+  OPEN_PLACES
+  EACH_ROW(row) {
+    const i32 j = (i32)row;
+    FIND_TARGET(target, j)
+    if (target >= 0) head[target] = -1;
+  }
+}
+
+ROW_KERNEL scatter_link(INPUT(I, indices), TENSOR(i32, head), TENSOR(i32, link), PLACES, ROW_PARAMS PARAMS) {
+  OPEN_PLACES
+  EACH_ROW(row) {
+    const i32 j = (i32)row;
+    FIND_TARGET(target, j)
+    if (target >= 0) {
+#ifdef REDUCE_NONE
+      ATOMIC_MAX(head + target, j);
+#else
+      link[j] = ATOMIC_SWAP(head + target, j);
+#endif
+    }
+  }
+}
+
+ROW_KERNEL scatter_write(INPUT(I, indices), TENSOR(i32, head), TENSOR(i32, link), INPUT(T, u), TENSOR(T, y), PLACES,
+                         ROW_PARAMS PARAMS) {
+  OPEN_PLACES
+  OPEN_IN(T, u);
+  OPEN(T, y);
+  EACH_ROW(row) {
+    const i32 j = (i32)row;
+    FIND_TARGET(target, j)
+    if (target >= 0 && head[target] == j) {
+      EACH(i) {
+        const i64 to = target * inner + i;
+#ifdef REDUCE_NONE
+        APPLY(to, (i64)j * inner + i);
+#else
+        i64 length = 0;
+        for (i32 k = j; k >= 0; k = link[k]) length++;
+        if (length * length <= count / 8 + 16) {
+          for (i32 done = -1; length > 0; length--) {
+            i32 next = 0x7fffffff;
+            for (i32 k = j; k >= 0; k = link[k])
+              if (k > done && k < next) next = k;
+            APPLY(to, (i64)next * inner + i);
+            done = next;
+          }
+        } else {
+          i32 k = FIRST(j);
+          for (i32 c = 0; c < count; c++, k += STEP) {
+            FIND_TARGET(other, k)
+            if (other == target) APPLY(to, (i64)k * inner + i);
+          }
+        }
+#endif
+      }
     }
   }
 }

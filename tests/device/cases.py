@@ -53,8 +53,11 @@ def _array(value: Any) -> np.ndarray:
     return onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
 
 
-def node_cases(op_types: Collection[str]) -> list[Case]:
-    """Cases of single nodes of these operators ("Gather", "com.microsoft.Gelu"), newest version, tensors only."""
+def node_cases(op_types: Collection[str], *, oldest: int | None = None) -> list[Case]:
+    """Cases of single nodes of these operators ("Gather", "com.microsoft.Gelu"), newest version, tensors only.
+
+    Where the operator only grew since version `oldest`, the cases of all versions from that on serve.
+    """
     found = []
     for test in _collected():
         nodes = test.model.graph.node
@@ -66,7 +69,7 @@ def node_cases(op_types: Collection[str]) -> list[Case]:
             continue
         opset = {o.domain: o.version for o in test.model.opset_import}[node.domain]
         newest = onnx.defs.get_schema(node.op_type, domain=node.domain).since_version
-        if onnx.defs.get_schema(node.op_type, opset, node.domain).since_version != newest:
+        if onnx.defs.get_schema(node.op_type, opset, node.domain).since_version < (oldest or newest):
             continue
         types = [v.type.WhichOneof("value") for v in (*test.model.graph.input, *test.model.graph.output)]
         if any(t != "tensor_type" for t in types):

@@ -7,6 +7,7 @@ import pytest
 from cases import Case, node_cases
 
 from gpurt.device.provider import DeviceProvider
+from gpurt.provider import Refused
 from gpurt.testing.kernels import run_op
 
 OPS = ("Gather", "GatherElements", "GatherND")
@@ -68,3 +69,21 @@ def test_gather_nd(provider: DeviceProvider, batch: int, depth: int) -> None:
     for at in np.ndindex(indices.shape[:-1]):
         wanted[at] = x[(*at[:batch], *indices[at])]
     np.testing.assert_array_equal(y, wanted)
+
+
+@pytest.mark.parametrize("width", [2, 3, 8, 16, 17, 40])
+def test_rows_of_any_length(provider: DeviceProvider, width: int) -> None:
+    x = RNG.normal(size=(2, 50, width)).astype(np.float32)
+    indices = RNG.integers(-50, 50, 700)
+    np.testing.assert_array_equal(run_op(provider, "Gather", [x[0], indices])[0], x[0, indices])
+    np.testing.assert_array_equal(run_op(provider, "Gather", [x, indices], {"axis": 1})[0], x[:, indices])
+    (y,) = run_op(provider, "GatherND", [x, indices.reshape(2, 350, 1)], {"batch_dims": 1})
+    np.testing.assert_array_equal(y, np.stack([x[0, indices[:350]], x[1, indices[350:]]]))
+
+
+def test_indices_that_do_not_fit_the_data_are_refused(provider: DeviceProvider) -> None:
+    x = np.zeros((2, 3), np.float32)
+    with pytest.raises(Refused, match="larger than data"):
+        run_op(provider, "GatherElements", [x, np.zeros((4, 1), np.int64)], {"axis": 1})
+    with pytest.raises(Refused, match="differ in the batch"):
+        run_op(provider, "GatherND", [x, np.zeros((4, 1), np.int64)], {"batch_dims": 1})

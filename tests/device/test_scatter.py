@@ -7,6 +7,7 @@ import pytest
 from cases import Case, node_cases
 
 from gpurt.device.provider import DeviceProvider
+from gpurt.provider import Refused
 from gpurt.testing.kernels import run_op
 
 OPS = ("ScatterElements", "ScatterND", "TensorScatter")
@@ -56,11 +57,42 @@ def test_scatter_elements_over_one_long_axis(provider: DeviceProvider, reduction
     np.testing.assert_array_equal(y, elements(x, indices, updates, 0, reduction))
 
 
-def test_indices_out_of_range_are_skipped(provider: DeviceProvider) -> None:
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("size", [3, 900])  # few places: many updates meet in each
+@pytest.mark.parametrize(("shape", "axis"), [((3, 700), 1), ((700, 3), 0), ((2, 300, 2), 1)])
+def test_scatter_elements_of_many_indices(
+    provider: DeviceProvider, reduction: str, size: int, shape: tuple[int, ...], axis: int
+) -> None:
+    to = [n + 1 for n in shape]
+    to[axis] = size
+    x = RNG.integers(1, 9, to).astype(np.float32)
+    indices = RNG.integers(-size, size, shape).astype(np.int32)
+    updates = RNG.choice(np.array([0.5, 1, 2], np.float32), shape)
+    (y,) = run_op(provider, "ScatterElements", [x, indices, updates], {"axis": axis, "reduction": reduction})
+    np.testing.assert_array_equal(y, elements(x, indices, updates, axis, reduction))
+
+
+def test_sums_of_many_updates_do_not_depend_on_the_run(provider: DeviceProvider) -> None:
+    indices = RNG.integers(0, 50, 2000)
+    updates = RNG.normal(size=2000).astype(np.float32)
+    wanted = elements(np.zeros(50, np.float32), indices, updates, 0, "add")
+    for op, at in (("ScatterElements", indices), ("ScatterND", indices[:, None])):
+        (y,) = run_op(provider, op, [np.zeros(50, np.float32), at, updates], {"reduction": "add"})
+        np.testing.assert_array_equal(y, wanted)
+
+
+def test_indices_larger_than_the_data_are_refused(provider: DeviceProvider) -> None:
+    x, indices = np.zeros((2, 3), np.float32), np.zeros((4, 1), np.int64)
+    with pytest.raises(Refused, match="larger than data"):
+        run_op(provider, "ScatterElements", [x, indices, np.zeros((4, 1), np.float32)], {"axis": 1})
+
+
+@pytest.mark.parametrize("repeat", [1, 200])
+def test_indices_out_of_range_are_skipped(provider: DeviceProvider, repeat: int) -> None:
     x = np.zeros(3, np.float32)
-    (y,) = run_op(provider, "ScatterElements", [x, np.array([7, -9, 1]), np.ones(3, np.float32)])
+    (y,) = run_op(provider, "ScatterElements", [x, np.array([7, -9, 1] * repeat), np.ones(3 * repeat, np.float32)])
     np.testing.assert_array_equal(y, [0, 1, 0])
-    (y,) = run_op(provider, "ScatterND", [x, np.array([[7], [-9], [1]]), np.ones(3, np.float32)])
+    (y,) = run_op(provider, "ScatterND", [x, np.array([[7], [-9], [1]] * repeat), np.ones(3 * repeat, np.float32)])
     np.testing.assert_array_equal(y, [0, 1, 0])
 
 
@@ -73,7 +105,7 @@ def test_no_indices_leave_the_data(provider: DeviceProvider) -> None:
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
-@pytest.mark.parametrize("count", [5, 200])
+@pytest.mark.parametrize("count", [5, 200, 600])
 def test_scatter_nd(provider: DeviceProvider, reduction: str, depth: int, count: int) -> None:
     x = RNG.integers(1, 5, (4, 5, 6)).astype(np.float64)
     indices = np.stack([RNG.integers(-n, n, (count, 1)) for n in (4, 5, 6)], -1)[..., :depth]

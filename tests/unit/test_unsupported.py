@@ -1,4 +1,4 @@
-"""What gpurt cannot run says so when the session is made: which node, operator, version and types, and what would do."""
+"""What gpurt cannot run says so when the session is made: which node, operator, version and types; what would do."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_operators_that_the_standard_does_not_have_so(node, opset, words):
 
 def test_an_operator_of_an_unknown_domain():
     node = n("Frobnicate", ["a"], ["y"], "it", domain="org.example")
-    with pytest.raises(gpurt.NotImplemented, match="no NumPy kernel for org.example.Frobnicate") as e:
+    with pytest.raises(gpurt.NotImplemented, match=r"no NumPy kernel for org\.example\.Frobnicate") as e:
         session([node], {"a": (F32, [2])}, domains=["org.example"])
     assert e.value.op == "org.example.Frobnicate"
     assert "float32" in str(e.value)
@@ -94,7 +94,7 @@ def test_an_operator_of_an_unknown_domain():
 
 
 def test_a_model_from_the_future():
-    with pytest.raises(gpurt.NotImplemented, match="imports opset 999 of 'ai.onnx', and gpurt knows opsets up to"):
+    with pytest.raises(gpurt.NotImplemented, match=r"imports opset 999 of 'ai\.onnx', and gpurt knows opsets up to"):
         session([n("Relu", ["a"], ["y"])], {"a": (F32, [2])}, opset=999)
 
 

@@ -196,7 +196,10 @@ class _Softmax:
             for size, full in zip(shape[:3], (q.ref.shape[0], q.heads, q.length), strict=True):
                 if size not in (1, full):
                     raise Refused(f"Attention: a mask of shape {list(mask.shape)} for {q.length} queries")
-            steps = tuple(0 if n == 1 else s for n, s in zip(shape[:3], dense_strides(shape)[:3], strict=True))  # type: ignore[assignment]
+            batch_step, head_step, query_step = (
+                0 if n == 1 else s for n, s in zip(shape[:3], dense_strides(shape)[:3], strict=True)
+            )
+            steps = batch_step, head_step, query_step
         cap = float(node.attr("softcap", 0.0))
         left = node.attr("left_window_size", -1)
         return _Softmax(acc, q.heads, q.length, keys, past, left, right, mask_keys, steps, cap)
@@ -250,7 +253,7 @@ def _rotary_check(node: NodeView, info: DeviceInfo) -> str | None:  # noqa: ARG0
     return None
 
 
-@op("RotaryEmbedding", types={None: FLOATS, 3: "int64"}, check=_rotary_check)
+@op("RotaryEmbedding", types={None: "float32 float16", 3: "int64"}, check=_rotary_check)
 def rotary_embedding(c: Lowering) -> None:
     """RotaryEmbedding-23."""
     x, y, node = c.input(0), c.output(), c.node
@@ -302,8 +305,6 @@ def _linear_check(node: NodeView, info: DeviceInfo) -> str | None:  # noqa: ARG0
         return f"LinearAttention has update_rule {rule!r}"
     if given[4] != rule.startswith("gated") or given[5] != rule.endswith("delta"):
         return f"LinearAttention: the inputs decay and beta do not fit update_rule {rule!r}"
-    if node.inputs[0] is not None and node.inputs[0].dtype == np.float64:
-        return "LinearAttention of double: the standard computes it in float32"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import numpy as np
 
@@ -10,13 +11,22 @@ from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.movement import BITS, Dim, collapse, launch_rows, rank_defines, strides
 from gpurt.device.table import STORED, op
 from gpurt.infer.shapes import axis as front
+from gpurt.infer.shapes import text
 from gpurt.provider import Refused
+
+_SHORT: Final = 16
+"""Elements of a row up to which the row's length specialises the program."""
 
 INDEX_TYPES = {None: STORED, 1: "int32 int64"}
 
 
 def _types(c: Lowering) -> dict[str, np.dtype]:
     return {"T": BITS[c.input(0).dtype.itemsize], "I": c.input(1).dtype}
+
+
+def _short(c: Lowering, outer: int, inner: int) -> dict[str, int]:
+    # Macros for a kernel that copies rows; a CPU gets the length of short ones as a constant.
+    return {"ONE_BATCH": int(outer == 1), **({"INNER": inner} if c.cpu_class and inner <= _SHORT else {})}
 
 
 def _nothing(c: Lowering, size: int) -> bool:
@@ -41,14 +51,14 @@ def gather(c: Lowering) -> None:
         k = min(max(k + n if k < 0 else k, 0), n - 1)
         c.alias(offset=k * inner)
     elif inner == 1 and m > 1:
-        _launch(c, [np.int64(n)], outer, m, "GATHER_LAST")
+        _launch(c, [np.int64(n)], outer, m, {"GATHER_LAST": 1})
     else:
-        _launch(c, [np.int64(n), np.int64(m)], outer * m, inner, "GATHER")
+        _launch(c, [np.int64(n), np.int64(m)], outer * m, inner, {"GATHER": 1, **_short(c, outer, inner)})
 
 
-def _launch(c: Lowering, sizes: list[np.int64], rows: int, inner: int, variant: str) -> None:
+def _launch(c: Lowering, sizes: list[np.int64], rows: int, inner: int, defines: dict[str, int]) -> None:
     args: list[Ref | np.generic] = [c.input(0), c.input(1), c.output(), *sizes]
-    launch_rows(c, "gather.cl", "gather", args, rows, inner, types=_types(c), defines={variant: 1})
+    launch_rows(c, "gather.cl", "gather", args, rows, inner, types=_types(c), defines=defines)
 
 
 @op("GatherElements", types=INDEX_TYPES)
@@ -58,6 +68,9 @@ def gather_elements(c: Lowering) -> None:
     along = front(c.node.attr("axis", 0), len(x.shape))
     if _nothing(c, x.shape[along]):
         return
+    # Larger ones would lead out of the data's memory.
+    if any(m > n for i, (m, n) in enumerate(zip(indices.shape, x.shape, strict=True)) if i != along):
+        raise Refused(f"GatherElements: indices {text(indices.shape)} are larger than data {text(x.shape)}")
     source = strides(x.shape)
     dims = [Dim(n, s, t) for n, s, t in zip(indices.shape, source, strides(indices.shape), strict=True)]
     axis = Dim(indices.shape[along], 0, 0)
@@ -85,7 +98,10 @@ def gather_nd(c: Lowering) -> None:
     picked = x.shape[batch : batch + depth]
     if _nothing(c, math.prod(picked)):
         return
+    if indices.shape[:batch] != x.shape[:batch]:
+        raise Refused(f"GatherND: indices {text(indices.shape)} and data {text(x.shape)} differ in the batch")
     rank = max(depth, 1)
+    inner = math.prod(x.shape[batch + depth :])
     source = strides(x.shape)[batch : batch + depth]
     dims = [v for pair in zip(picked, source, strict=True) for v in pair] or [1, 0]
     launch_rows(
@@ -94,8 +110,14 @@ def gather_nd(c: Lowering) -> None:
         "gather_nd",
         [x, indices, c.output(), np.int64(math.prod(indices.shape[batch:-1])), np.int64(math.prod(x.shape[batch:]))],
         math.prod(indices.shape[:-1]),
-        math.prod(x.shape[batch + depth :]),
+        inner,
         types=_types(c),
-        defines={"GATHER_ND": 1, "DEPTH": depth, "RANK": rank, **rank_defines("ns", rank)},
+        defines={
+            "GATHER_ND": 1,
+            "DEPTH": depth,
+            "RANK": rank,
+            **_short(c, math.prod(x.shape[:batch]), inner),
+            **rank_defines("ns", rank),
+        },
         dims=dims,
     )

@@ -53,7 +53,7 @@ def roi_align(c: Lowering) -> None:
         defines |= {"START": "(A)0", "COMBINE(a, b)": "((a) + (b))", "END(a, n)": "((a) / (n))"}
     else:
         defines |= {"START": "(A)-INFINITY", "COMBINE(a, b)": "MAX_NAN(a, b)", "END(a, n)": "(a)"}
-    numbers = [np.int32(y.shape[3]), np.int32(node.attr("sampling_ratio", 0))]
+    numbers: list[np.generic] = [np.int32(y.shape[3]), np.int32(node.attr("sampling_ratio", 0))]
     numbers += [acc.type(node.attr("spatial_scale", 1.0)), acc.type(0.5 if half else 0.0)]
     launch_rows(
         c,
@@ -109,7 +109,7 @@ def max_unpool(c: Lowering) -> None:
         raise Refused(f"MaxUnpool: output_shape {list(y.shape)} is less than the {inner} that the windows cover")
     bits = {"T": BITS[x.dtype.itemsize]}
     walk = [(n, s) for n, s in zip(inner, strides(y.shape), strict=True) if n > 1] or [(1, 1)]
-    defines = {"MAX_UNPOOL": 1, "RANK": len(walk), **rank_defines("ns", len(walk))}
+    defines: dict[str, int | float | str] = {"MAX_UNPOOL": 1, "RANK": len(walk), **rank_defines("ns", len(walk))}
     launch_rows(c, "roi.cl", "zeros", [y], 1, y.size, types=bits, defines=defines)
     if x.size and y.size:
         args: Args = [x, c.input(1), y, np.int64(math.prod(inner))]

@@ -6,15 +6,22 @@ Results are deterministic, duplicates included: see scatter.cl. Indices out of r
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
 from gpurt.device.driver import DeviceInfo
-from gpurt.device.lowering import Lowering
+from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.movement import BITS, Dim, ceil_div, collapse, launch_rows, rank_defines, strides
 from gpurt.device.table import COMPUTED, STORED, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import axis as front
+from gpurt.infer.shapes import text
+from gpurt.provider import Refused
+
+_LINKED_FROM: Final = 256
+"""Indices that an item of a GPU would loop over from which on each index gets an item instead."""
 
 _REDUCTIONS = ("none", "add", "mul", "min", "max")
 
@@ -43,6 +50,61 @@ def _parts(c: Lowering, lanes: int, count: int, size: int) -> int:
     return max(min(ceil_div(wanted, max(lanes, 1)), size), 1)
 
 
+def _linked(
+    c: Lowering,
+    kind: str,
+    places: Sequence[np.generic],
+    dims: Sequence[tuple[int, int]],
+    targets: int,
+    inner: int,
+) -> None:
+    """Emit the writes as launches with an item for each index, see LINKED in scatter.cl.
+
+    Args:
+        c: the lowering.
+        kind: ELEMENTS or ND.
+        places: the arguments of PLACES.
+        dims: n and t of each dimension.
+        targets: number of places that an index may lead to.
+        inner: elements of such a place.
+    """
+    indices, updates, y = c.input(1), c.input(2), c.output()
+    total = updates.size // max(inner, 1)
+    reduction = c.node.attr("reduction", "none").upper()
+    head = c.temp(np.dtype(np.int32), (targets,))
+    link = head if reduction == "NONE" else c.temp(np.dtype(np.int32), (total,))
+    dims = dims or [(1, 0)]
+    defines: dict[str, int | float | str] = {
+        "LINKED": 1,
+        f"LINKED_{kind}": 1,
+        f"REDUCE_{reduction}": 1,
+        "DEPTH": indices.shape[-1],
+        "RANK": len(dims),
+        **rank_defines("nt", len(dims)),
+    }
+
+    def launch(entry: str, tensors: Sequence[Ref], columns: int) -> None:
+        launch_rows(
+            c,
+            "scatter.cl",
+            entry,
+            [indices, head, link, *tensors, *places],
+            total,
+            columns,
+            types=_types(c),
+            defines=defines,
+            dims=[v for dim in dims for v in dim],
+        )
+
+    launch("scatter_clear", [], 1)
+    launch("scatter_link", [], 1)
+    launch("scatter_write", [updates, y], inner)
+
+
+def _links(c: Lowering, count: int, total: int) -> bool:
+    return not c.cpu_class and count >= _LINKED_FROM and total < 2**30
+
+
 @op("ScatterElements", types={None: STORED, 1: "int32 int64"}, check=_check)
 def scatter_elements(c: Lowering) -> None:
     """ScatterElements-18."""
@@ -50,10 +112,19 @@ def scatter_elements(c: Lowering) -> None:
     if not indices.size or not x.size:
         c.alias()
         return
-    c.copy(y, x)
     along = front(c.node.attr("axis", 0), len(x.shape))
+    # Larger ones would lead out of the data's memory.
+    if any(m > n for i, (m, n) in enumerate(zip(indices.shape, x.shape, strict=True)) if i != along):
+        raise Refused(f"ScatterElements: indices {text(indices.shape)} are larger than data {text(x.shape)}")
+    c.copy(y, x)
     source, step = strides(x.shape), strides(indices.shape)
     dims = [Dim(n, s, t) for n, s, t in zip(indices.shape, source, step, strict=True)]
+    if _links(c, indices.shape[along], indices.size):
+        walk = [*collapse(dims[:along]), Dim(indices.shape[along], 0, 0), *collapse(dims[along + 1 :])]
+        places: list[np.generic] = [np.int64(x.shape[along]), np.int64(source[along])]
+        places += [np.int32(indices.shape[along]), np.int32(step[along])]
+        _linked(c, "ELEMENTS", places, [(d.n, d.s) for d in walk], x.size, 1)
+        return
     lanes = [*collapse(dims[:along]), *collapse(dims[along + 1 :])]
     inner = lanes.pop().n if lanes and lanes[-1].s == lanes[-1].t == 1 else 1
     lanes = lanes or [Dim(1, 0, 0)]
@@ -90,6 +161,9 @@ def scatter_nd(c: Lowering) -> None:
     depth = indices.shape[-1]
     targets, inner = x.shape[:depth], math.prod(x.shape[depth:])
     rows, count = math.prod(targets), math.prod(indices.shape[:-1])
+    if _links(c, count, count):
+        _linked(c, "ND", [np.int32(count)], list(zip(targets, strides(targets), strict=True)), rows, inner)
+        return
     span = ceil_div(rows, _parts(c, inner, count, rows))
     rank = max(depth, 1)
     launch_rows(
@@ -124,6 +198,8 @@ def tensor_scatter(c: Lowering) -> None:
     if not update.size:
         c.alias()
         return
+    if c.has(2) and c.input(2).size != cache.shape[0]:
+        raise Refused(f"TensorScatter: {c.input(2).size} write indices for a batch of {cache.shape[0]}")
     c.copy(y, cache)
     along = front(c.node.attr("axis", -2), len(cache.shape))
     middle, inner = math.prod(cache.shape[1:along]), math.prod(cache.shape[along + 1 :])

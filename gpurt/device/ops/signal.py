@@ -72,7 +72,9 @@ class _Transform:
     hop: int
 
 
-def _transform(c: Lowering, x: Ref, y: Ref, f: _Transform, *, inverse: bool, onesided: bool, window: Ref | None) -> None:
+def _transform(
+    c: Lowering, x: Ref, y: Ref, f: _Transform, *, inverse: bool, onesided: bool, window: Ref | None = None
+) -> None:
     if not 1 <= f.n < 2**30:
         raise Refused(f"{c.node.op}: no transform of length {f.n}")
     acc = F64 if x.dtype == F64 else F32
@@ -98,7 +100,7 @@ def _transform(c: Lowering, x: Ref, y: Ref, f: _Transform, *, inverse: bool, one
             if len(buffers) < 2:
                 buffers.append(c.temp(acc, (f.rows, f.n, f.across, 2)))
             target = buffers[i % 2]
-        numbers = [np.int32(v) for v in (f.n, radix, run, f.given, f.kept)]
+        numbers: list[np.generic] = [np.int32(v) for v in (f.n, radix, run, f.given, f.kept)]
         numbers += [np.int64(v) for v in (f.across, f.frames, f.lead, f.hop)]
         launch_rows(
             c,
@@ -136,7 +138,7 @@ def dft(c: Lowering) -> None:
         length, given, y.shape[along], math.prod(x.shape[:along]), across, x.shape[-1], 1,
         x.shape[along] * across * x.shape[-1], 0,
     )  # fmt: skip
-    _transform(c, x, y, f, inverse=inverse, onesided=onesided, window=None)
+    _transform(c, x, y, f, inverse=inverse, onesided=onesided)
 
 
 @op("STFT", types=FLOATS, host=(1, 3))

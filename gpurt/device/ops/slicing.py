@@ -13,6 +13,7 @@ from gpurt.device.ops.pad import pad_window
 from gpurt.device.table import STORED, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import axes as fronts
+from gpurt.provider import Refused
 
 _TRILU = """
 ROW_KERNEL trilu(INPUT(T, x), TENSOR(T, y), const i64 height, const i64 k, ROW_PARAMS) {
@@ -109,6 +110,9 @@ def reverse_sequence(c: Lowering) -> None:
     """ReverseSequence-28; a length over the number of steps counts as all of them."""
     x = c.input(0)
     outer, middle = x.shape[:2]
+    batch = x.shape[c.node.attr("batch_axis", 1)]
+    if c.input(1).size != batch:
+        raise Refused(f"ReverseSequence: {c.input(1).size} lengths for a batch of {batch}")
     launch_rows(
         c,
         _REVERSE,

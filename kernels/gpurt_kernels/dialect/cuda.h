@@ -34,5 +34,9 @@ typedef __half half;
 #define AS_F32(u) __int_as_float(u)
 #define AS_I32(f) __float_as_int(f)
 
+/* On i32 in global memory; the value from before is returned. */
+#define ATOMIC_MAX(p, v) atomicMax((p), (v))
+#define ATOMIC_SWAP(p, v) atomicExch((p), (v))
+
 /* OpenCL's names for the functions that the kernels call, for float and double alike. */
 #define select_(c, a, b) ((c) ? (a) : (b))

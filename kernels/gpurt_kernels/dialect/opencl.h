@@ -36,3 +36,7 @@ typedef ulong u64;
 #define ST_HALF(p, i, v) vstore_half_rte((v), (i), (p))
 #define AS_F32(u) as_float(u)
 #define AS_I32(f) as_int(f)
+
+/* On i32 in global memory; the value from before is returned. */
+#define ATOMIC_MAX(p, v) atomic_max((volatile __global int *)(p), (v))
+#define ATOMIC_SWAP(p, v) atomic_xchg((volatile __global int *)(p), (v))

@@ -94,7 +94,11 @@ def linear_classifier(
     post_transform: str = "NONE",
 ) -> tuple[Array, Array]:
     rows = _rows(x)
-    scores = rows @ np.array(coefficients, np.float32).reshape(-1, rows.shape[1]).T
+    weights = np.array(coefficients, np.float32)
+    if intercepts:
+        # ONNX Runtime takes one class for each intercept, and of the coefficients as many as the features need.
+        weights = weights[: len(intercepts) * rows.shape[1]]
+    scores = rows @ weights.reshape(-1, rows.shape[1]).T
     if intercepts:
         scores += np.array(intercepts, np.float32)
     classes = len(classlabels_strings or classlabels_ints or ())
