@@ -28,20 +28,9 @@ HOST_NAME: Final = "cpu"
 # Element types that a kernel takes, by the word that stands for them in tables.
 _FLOATS: Final = ("double", "float", "float16")
 _INTS: Final = ("int16", "int32", "int64", "int8", "uint16", "uint32", "uint64", "uint8")
-_NARROW: Final = tuple(
-    [
-        "bfloat16",
-        "float4e2m1",
-        "float8e4m3fn",
-        "float8e4m3fnuz",
-        "float8e5m2",
-        "float8e5m2fnuz",
-        "float8e8m0",
-        "int2",
-        "int4",
-        "uint2",
-        "uint4",
-    ]
+_NARROW: Final = (
+    *("bfloat16", "float4e2m1", "float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz", "float8e8m0"),
+    *("int2", "int4", "uint2", "uint4"),
 )
 _SETS: Final[Mapping[str, tuple[str, ...]]] = {
     "all": (*_FLOATS, *_INTS, *_NARROW, "bool"),

@@ -153,7 +153,9 @@ ROW_KERNEL causal_conv(INPUT(T, x), INPUT(T, w),
 #endif
                        TENSOR(T, y), const i64 channels, const i64 length, const i64 taps, ROW_PARAMS) {
   OPEN_IN(T, x);
+#ifdef CONV
   OPEN_IN(T, w);
+#endif
 #ifdef BIAS
   OPEN_IN(T, bias);
 #endif
@@ -162,9 +164,9 @@ ROW_KERNEL causal_conv(INPUT(T, x), INPUT(T, w),
 #endif
   OPEN(T, y);
   EACH_ROW(row) {
-    const i64 c = row % channels;
     EACH(i) {
 #ifdef CONV
+      const i64 c = row % channels;
 #ifdef BIAS
       T_ACC sum = LD_T(bias, c);
 #else

@@ -43,6 +43,7 @@ FN A bounded(const A x, const i32 n) {
   return x > (A)-4 ? (x < top ? x : top) : (A)-4;
 }
 
+#ifdef GRID
 /* A position in [-1, 1] in elements, moved into the plane where the padding says so. */
 FN A place(A x, const i32 n) {
 #ifdef ALIGN
@@ -64,6 +65,7 @@ FN A place(A x, const i32 n) {
 #endif
   return bounded(x, n);
 }
+#endif
 
 /* Weight of tap k for a position that is a fraction f beyond its element. */
 FN A weight(const A f, const i32 k) {

@@ -208,10 +208,10 @@ ROW_KERNEL scatter_write(INPUT(I, indices), TENSOR(i32, head), TENSOR(i32, link)
             done = next;
           }
         } else {
-          i32 k = FIRST(j);
-          for (i32 c = 0; c < count; c++, k += STEP) {
-            FIND_TARGET(other, k)
-            if (other == target) APPLY(to, (i64)k * inner + i);
+          i32 place = FIRST(j); /* not k, which FIND_TARGET declares */
+          for (i32 seen = 0; seen < count; seen++, place += STEP) {
+            FIND_TARGET(other, place)
+            if (other == target) APPLY(to, (i64)place * inner + i);
           }
         }
 #endif

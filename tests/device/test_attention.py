@@ -35,8 +35,10 @@ def check(provider: DeviceProvider, inputs: list[np.ndarray | None], attrs: dict
     names = ("attn_mask", "past_key", "past_value", "nonpad_kv_seqlen")
     double = [a.astype(np.float64) if a is not None and a.dtype.kind == "f" else a for a in inputs]
     given = {"qk_matmul_output_mode": 0, **attrs}
-    if len(double) > 3 and double[3] is not None and double[3].ndim == 1:
-        double[3] = double[3][None]  # which the reference fails to do where it is causal
+    if len(double) > 3 and double[3] is not None and double[3].shape[-2:-1] != (inputs[0].shape[-2],):
+        # The reference fails where a causal mask is the same for all queries.
+        mask = double[3]
+        double[3] = np.broadcast_to(mask, (*mask.shape[:-2], inputs[0].shape[-2], mask.shape[-1]))
     wanted = _compute_attention(*double[:3], **dict(zip(names, double[3:], strict=False)), **given)
     got = run_op(provider, "Attention", inputs, attrs, outputs=outputs)
     half = inputs[0].dtype == np.float16

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpurt_cpu.ops.common import BFLOAT16, F32, NARROW, blocked, lifted
+from gpurt_cpu.ops.common import BFLOAT16, BLOCK, F32, NARROW, blocked, lifted
 from gpurt_cpu.ops.elementwise import erf
 from gpurt_cpu.ops.table import Array, op
 
@@ -170,27 +170,37 @@ def softmax(x: Array, axis: int = -1) -> Array:
 
 
 def narrow_softmax(x: Array, dtype: np.dtype[Any], axis: int = -1) -> Array:
-    """Softmax of float32 values that stand for a narrow type: rounded after each step, as ONNX's reference does.
+    """Softmax in a narrow type, of it or of float32: rounded after each step, as ONNX's reference does.
 
     Models in these types are compared with runtimes that round so, and one step differs by a whole unit of bfloat16.
     The arithmetic itself stays in float32, where NumPy is fast. Only the sum is different by type: NumPy adds float16
     in float32, but bfloat16 one by one in bfloat16, which stalls at 256 equal terms. So bfloat16 is added like that in
     runs of eight, which gives the reference's result for short rows and a sound one for long rows.
     """
-    y = x - np.max(x, axis=axis, keepdims=True, initial=-np.inf)
-    y = np.exp(y.astype(dtype).astype(F32)).astype(dtype)
-    wide = y.astype(F32)
-    runs = wide
-    if dtype == BFLOAT16 and y.size:
-        runs = np.add.reduceat(y, np.arange(0, y.shape[axis], 8), axis=axis).astype(F32)
-    total = np.sum(runs, axis=axis, keepdims=True).astype(dtype).astype(F32)
-    return np.asarray((wide / total).astype(dtype))
+    if axis not in (-1, x.ndim - 1):
+        return np.moveaxis(narrow_softmax(np.moveaxis(x, axis, -1), dtype), -1, axis)
+    out = np.empty(x.shape, dtype)
+    if out.size == 0:
+        return out
+    rows, results = x.reshape(-1, x.shape[-1]), out.reshape(-1, x.shape[-1])
+    count = max(BLOCK // x.shape[-1], 1)  # rows at a time: five conversions go by, which must stay in cache
+    for i in range(0, len(rows), count):
+        block = rows[i : i + count].astype(F32, copy=False)
+        y = np.subtract(block, block.max(axis=-1, keepdims=True)).astype(dtype).astype(F32)
+        y = np.exp(y, out=y).astype(dtype)
+        wide = y.astype(F32)
+        runs = wide
+        if dtype == BFLOAT16:
+            runs = np.add.reduceat(y, np.arange(0, y.shape[-1], 8), axis=-1).astype(F32)
+        wide /= runs.sum(axis=-1, keepdims=True).astype(dtype).astype(F32)
+        results[i : i + count] = wide
+    return out
 
 
 @op("Softmax")
 def softmax_op(x: Array, *, axis: int = -1) -> Any:
     rows = np.atleast_1d(x)
-    y = narrow_softmax(rows.astype(F32), x.dtype, axis) if x.dtype in NARROW else softmax(rows, axis)
+    y = narrow_softmax(rows, x.dtype, axis) if x.dtype in NARROW else softmax(rows, axis)
     return y.reshape(x.shape)
 
 

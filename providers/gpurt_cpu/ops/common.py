@@ -34,7 +34,7 @@ SMALL_INTS = {
 }
 _FLOAT6: dict[int, np.dtype[Any]] = {27: np.dtype(ml_dtypes.float6_e2m3fn), 28: np.dtype(ml_dtypes.float6_e3m2fn)}
 
-_BLOCK = 1 << 15  # elements: a few float32 temporaries of this size fit a second-level cache
+BLOCK = 1 << 15  # elements: a few float32 temporaries of this size fit a second-level cache
 
 
 def dtype_of(code: int) -> np.dtype[Any]:
@@ -85,11 +85,11 @@ def blocked(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(fn)
     def run(x: Array, *args: Any) -> Any:
-        if x.size <= 2 * _BLOCK or not x.flags.c_contiguous:
+        if x.size <= 2 * BLOCK or not x.flags.c_contiguous:
             return fn(x, *args)
         flat, out = x.reshape(-1), np.empty(x.size, x.dtype)
-        for i in range(0, x.size, _BLOCK):
-            out[i : i + _BLOCK] = fn(flat[i : i + _BLOCK], *args)
+        for i in range(0, x.size, BLOCK):
+            out[i : i + BLOCK] = fn(flat[i : i + BLOCK], *args)
         return out.reshape(x.shape)
 
     return run
