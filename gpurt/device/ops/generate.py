@@ -12,6 +12,7 @@ from gpurt.device.ops.movement import BITS, launch_rows
 from gpurt.device.table import ANY, COMPUTED, NUMERIC, STORED, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import axis as front
+from gpurt.provider import Refused
 
 # The depth is the row where it is the last axis (WIDE); else a row is one value of the depth over the axes after it.
 _ONE_HOT = """
@@ -70,6 +71,8 @@ ROW_KERNEL range(TENSOR(T, y), const T_ACC start, const T_ACC delta, ROW_PARAMS)
 def one_hot(c: Lowering) -> None:
     """OneHot-28. An index outside of [-depth, depth) gives the off value all over."""
     indices, y = c.input(0), c.output()
+    if c.input(2).size != 2:
+        raise Refused(f"OneHot: {c.input(2).size} values instead of off and on")
     at = front(c.node.attr("axis", -1), len(y.shape))
     depth, after = y.shape[at], math.prod(indices.shape[at:])
     before = math.prod(indices.shape[:at])

@@ -1,7 +1,7 @@
 """MatMulInteger-10 and ConvInteger-10, and the exact products of quantized tensors that all quantized operators share.
 
-Operands lose their zero points first. Then the GPU class multiplies integers; the CPU class multiplies them as floats, a
-stretch of the sum at a time that is short enough to be exact, and adds the stretches up as integers (see gemm_cpu.cl).
+Operands lose their zero points first. Then the GPU class multiplies integers; the CPU class multiplies them as floats,
+a stretch of the sum at a time that is short enough to be exact, and adds the stretches up as integers (gemm_cpu.cl).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def known_zero(zero: Ref | None) -> bool:
 
 
 def centred(c: Lowering, x: Ref, zero: Ref | None, at: Sequence[int]) -> Ref:
-    """An operand less its zero point, which broadcasts over it under the shape `at`; the operand itself where that is 0."""
+    """An operand less its zero point, which broadcasts over it under the shape `at`; the same operand where that is 0."""
     if zero is None or known_zero(zero):
         return x
     dtype = FLOAT32 if c.cpu_class else I16

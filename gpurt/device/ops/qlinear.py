@@ -122,7 +122,10 @@ def qlinear_conv(c: Lowering) -> None:
     _requantized(c, sums, scales, bias, view_as(c.input(7), ()))
 
 
-@op("QGemm", domain=MS, types={**dict.fromkeys((0, 2, 3, 5, 8), BYTES), **dict.fromkeys((1, 4, 7), "float32"), 6: "int32"})
+_GEMM_TYPES: Final = {**dict.fromkeys((0, 2, 3, 5, 8), BYTES), **dict.fromkeys((1, 4, 7), "float32"), 6: "int32"}
+
+
+@op("QGemm", domain=MS, types=_GEMM_TYPES)
 def qgemm(c: Lowering) -> None:
     """com.microsoft.QGemm: Gemm of quantized matrices; floats where the result has no zero point."""
     a_scale, b, y = c.input(1), c.input(3), c.output()

@@ -28,6 +28,7 @@ from gpurt.device.ops.expressions import (
     cast,
     narrow_is_scalar,
 )
+from gpurt.device.ops.movement import BITS
 from gpurt.device.ops.reduce import KINDS, reduce
 from gpurt.device.steps import Step
 from gpurt.device.table import FLOAT8, SUBBYTE, op
@@ -136,8 +137,11 @@ def lone(node: NodeView, operands: Sequence[Ref | Step | None], out: Spec) -> Se
 
 EXPRESSIONS.update(
     {
-        **{(domain, "QuantizeLinear"): Expression(_quantize, _quantize, scalar=narrow_is_scalar, arrange=along_axis) for domain in ("", MS)},
-        **{(domain, "DequantizeLinear"): Expression(_dequantize, _dequantize, scalar=narrow_is_scalar, arrange=along_axis) for domain in ("", MS)},
+        **{
+            (domain, f"{name}Linear"): Expression(text, text, scalar=narrow_is_scalar, arrange=along_axis)
+            for domain in ("", MS)
+            for name, text in (("Quantize", _quantize), ("Dequantize", _dequantize))
+        },
         (MS, "QLinearAdd"): Expression(whole=_binary("+"), arrange=lone),
         (MS, "QLinearMul"): Expression(whole=_binary("*"), arrange=lone),
         (MS, "QLinearSigmoid"): Expression(whole=_sigmoid, arrange=lone, costly=True),
@@ -171,7 +175,9 @@ def linear(c: Lowering) -> None:
     """QuantizeLinear-25 and DequantizeLinear-25: for the whole tensor, along an axis, or in blocks along it."""
     scale, x = c.input(1), c.input(0)
     block = c.node.attr("block_size", 0)
-    if not block or scale.spec.rank != x.spec.rank or x.size == 0:
+    if x.size == 0:
+        return
+    if not block or scale.spec.rank != x.spec.rank:
         elementwise(c)
         return
     along = axis(c.node.attr("axis", 1), x.spec.rank)
@@ -192,20 +198,20 @@ def linear(c: Lowering) -> None:
         emit(c, Step(c.node, parts, c.outs[0].dtype, shape), c.output().view(shape))
         return
     # The last block is short: every element gets its scale first.
-    parts = [v if i == 0 or v is None else _repeated(c, v, (outer, length, inner), block) for i, v in enumerate(operands)]
-    shape = (outer, length, inner)
-    emit(c, Step(c.node, [spread(v, shape) for v in parts], c.outs[0].dtype, shape), c.output().view(shape))
+    full = (outer, length, inner)
+    parts = [operands[0], *(None if v is None else _repeated(c, v, full, block) for v in operands[1:])]
+    emit(c, Step(c.node, [spread(v, full) for v in parts], c.outs[0].dtype, full), c.output().view(full))
 
 
 def _repeated(c: Lowering, v: Ref, shape: tuple[int, int, int], block: int) -> Ref:
-    outer, length, inner = shape
+    _, length, inner = shape
     full = c.temp(v.dtype, shape)
     group = 1 if c.cpu_class else 64
     chunk = 1024 if c.cpu_class else 1
     sizes = [np.int64(full.size), np.int64(length), np.int64(inner), np.int64(block)]
     c.launch(
         gpurt_kernels.text("quantize.cl"), "repeat_blocks", [v, full, *sizes], [-(-full.size // (group * chunk))],
-        [group], types={"T": v.dtype}, defines={"GROUP_SIZE": group, "CHUNK": chunk},
+        [group], types={"T": BITS[v.dtype.itemsize]}, defines={"GROUP_SIZE": group, "CHUNK": chunk},
     )  # fmt: skip
     return full
 

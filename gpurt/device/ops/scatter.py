@@ -119,17 +119,18 @@ def scatter_elements(c: Lowering) -> None:
     c.copy(y, x)
     source, step = strides(x.shape), strides(indices.shape)
     dims = [Dim(n, s, t) for n, s, t in zip(indices.shape, source, step, strict=True)]
-    if _links(c, indices.shape[along], indices.size):
-        walk = [*collapse(dims[:along]), Dim(indices.shape[along], 0, 0), *collapse(dims[along + 1 :])]
-        places: list[np.generic] = [np.int64(x.shape[along]), np.int64(source[along])]
-        places += [np.int32(indices.shape[along]), np.int32(step[along])]
+    size, count = x.shape[along], indices.shape[along]
+    parts = _parts(c, indices.size // count, count, size)
+    # Without parts there are enough lanes, and none looks at an index in vain.
+    if parts > 1 and _links(c, count, indices.size):
+        walk = [*collapse(dims[:along]), Dim(count, 0, 0), *collapse(dims[along + 1 :])]
+        places: list[np.generic] = [np.int64(size), np.int64(source[along]), np.int32(count), np.int32(step[along])]
         _linked(c, "ELEMENTS", places, [(d.n, d.s) for d in walk], x.size, 1)
         return
     lanes = [*collapse(dims[:along]), *collapse(dims[along + 1 :])]
     inner = lanes.pop().n if lanes and lanes[-1].s == lanes[-1].t == 1 else 1
     lanes = lanes or [Dim(1, 0, 0)]
-    rows, size, count = math.prod(d.n for d in lanes), x.shape[along], indices.shape[along]
-    parts = _parts(c, rows * inner, count, size)
+    rows = math.prod(d.n for d in lanes)
     span = ceil_div(size, parts)
     launch_rows(
         c,
