@@ -106,7 +106,10 @@ def from_name(name: str) -> np.dtype:
 
 
 def kernel_name(dtype: np.dtype) -> str:
-    """Name of the element type in kernel source, as stored: bool is u8, bfloat16 u16. Raises KeyError if kernels do not know it."""
+    """Name of the element type in kernel source, as stored: bool is u8, bfloat16 u16.
+
+    Raises KeyError if kernels do not know it.
+    """
     return _KERNEL_NAMES[dtype]
 
 

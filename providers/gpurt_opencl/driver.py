@@ -40,11 +40,15 @@ class OpenCLDriver:
 
     def write(self, dst: BufferRef, src: np.ndarray, stream: cl.CommandQueue) -> cl.Event | None:
         """Enqueue a copy from host memory. The event holds the array, and its destructor would wait: keep it."""
-        return cl.enqueue_copy(stream, dst.buffer, src, dst_offset=dst.offset, is_blocking=False) if src.nbytes else None
+        if not src.nbytes:
+            return None
+        return cl.enqueue_copy(stream, dst.buffer, src, dst_offset=dst.offset, is_blocking=False)
 
     def read(self, dst: np.ndarray, src: BufferRef, stream: cl.CommandQueue) -> cl.Event | None:
         """Enqueue a copy to host memory; the event as in write."""
-        return cl.enqueue_copy(stream, dst, src.buffer, src_offset=src.offset, is_blocking=False) if dst.nbytes else None
+        if not dst.nbytes:
+            return None
+        return cl.enqueue_copy(stream, dst, src.buffer, src_offset=src.offset, is_blocking=False)
 
     def copy(self, dst: BufferRef, src: BufferRef, nbytes: int, stream: cl.CommandQueue) -> None:
         """Enqueue a copy within the device."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gpurt_cpu.ops.contrib_quantized import integer_product
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import array, both, close, codes, constants, model, ours, near, quick, steps
+from oracle import array, both, close, codes, near, ours, quick, steps
 
 from gpurt.errors import GpurtError
+from gpurt_cpu.ops.contrib_quantized import integer_product
 
 BYTE = st.sampled_from([np.uint8, np.int8])
 SEED = st.integers(0, 1 << 20)

@@ -11,7 +11,8 @@ F32 = TensorProto.FLOAT
 
 
 def test_static_shapes_leave_no_shape_arithmetic():
-    nodes = [n("Shape", ["x"], ["s"], "shape"), n("ReduceProd", ["s"], ["p"], "prod"), n("Reshape", ["x", "p"], ["y"], "r")]
+    shape, product = n("Shape", ["x"], ["s"], "shape"), n("ReduceProd", ["s"], ["p"], "prod")
+    nodes = [shape, product, n("Reshape", ["x", "p"], ["y"], "r")]
     model = make_model(nodes, {"x": (F32, [2, 3])}, ["y"])
     s = gpurt.InferenceSession(model, providers=["cpu"])
     assert [r["name"] for r in s.explain().to_dict()["nodes"]] == ["r"]

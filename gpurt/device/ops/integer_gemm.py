@@ -37,7 +37,7 @@ def known_zero(zero: Ref | None) -> bool:
 
 
 def centred(c: Lowering, x: Ref, zero: Ref | None, at: Sequence[int]) -> Ref:
-    """An operand less its zero point, which broadcasts over it under the shape `at`; the same operand where that is 0."""
+    """An operand less its zero point, which broadcasts over it under the shape `at`; itself where that is 0."""
     if zero is None or known_zero(zero):
         return x
     dtype = FLOAT32 if c.cpu_class else I16

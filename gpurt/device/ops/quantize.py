@@ -68,7 +68,7 @@ def quantized(site: Site, text: str, zero: int) -> str:
         text = f"{text} + {cast(site.arg(zero), site.of(zero), F32, site.vector)}"
     if narrow:
         return cast(f"({text})", F32, site.dtype, site.vector, int(bool(site.node.attr("saturate", 1))))
-    limits = ml_dtypes.iinfo(site.dtype)
+    limits = ml_dtypes.iinfo(site.dtype)  # type: ignore[no-untyped-call]
     clipped = f"fmin(fmax({text}, {float(limits.min)!r}), {float(limits.max)!r})"
     return cast(clipped, F32, site.dtype, site.vector)
 
