@@ -125,7 +125,7 @@ def summary(done: Sequence[Step], *, chosen: bool) -> int:
     if not total["passed"] and not failed and not chosen:
         print("No test ran.")
         failed = 1
-    rest = "".join(f", {total[word]} {word}" for word in ("skipped", "xfailed", "xpassed") if total[word])
+    rest = "".join(f", {total[word]} {word}" for word in ("skipped",) if total[word])
     print(f"\n{total['passed']} passed, {failed} failed{rest}", flush=True)
     return 1 if failed else 0
 

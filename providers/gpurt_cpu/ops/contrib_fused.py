@@ -100,7 +100,8 @@ def nhwc_conv(x: Array, w: Array, b: Array | None = None, **attributes: Any) -> 
 def conv_transpose_with_dynamic_pads(
     x: Array, w: Array, pads: Array | None = None, b: Array | None = None, **attributes: Any
 ) -> Array:
-    return conv_transpose(x, w, b, pads=None if pads is None else ints(pads), **attributes)
+    y: Array = conv_transpose(x, w, b, pads=None if pads is None else ints(pads), **attributes)
+    return y
 
 
 @op("NhwcMaxPool", domain=MS)

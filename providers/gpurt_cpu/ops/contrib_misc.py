@@ -9,6 +9,7 @@ import numpy as np
 from gpurt.errors import InvalidArgument
 from gpurt_cpu.ops.common import ints, lifted
 from gpurt_cpu.ops.create import trilu
+from gpurt_cpu.ops.elementwise import arange
 from gpurt_cpu.ops.movement import pad
 from gpurt_cpu.ops.sampling import grid_sample
 from gpurt_cpu.ops.scatter import gather_nd
@@ -44,6 +45,11 @@ def inverse(x: Array) -> Array:
 @op("ExpandDims", domain=MS)
 def expand_dims(x: Array, axis: Array) -> Array:
     return np.expand_dims(x, int(axis.reshape(-1)[0]))
+
+
+@op("Range", domain=MS)
+def arange_by_one(start: Array, limit: Array, delta: Array | None = None) -> Any:
+    return arange(start, limit, np.ones((), start.dtype) if delta is None else delta)
 
 
 @op("CDist", domain=MS)
