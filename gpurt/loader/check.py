@@ -22,6 +22,9 @@ MAX_DEPTH: Final = 64
 MAX_NODES: Final = 2_000_000
 """Most nodes that a model may have once its functions are inlined."""
 
+# ONNX Runtime puts operators of its own into the default domain when it optimizes a model.
+_FOREIGN: Final = frozenset({"SimplifiedLayerNormalization"})
+
 FunctionKey = tuple[str, str, str]
 
 
@@ -138,7 +141,7 @@ class _Checker:
             raise InvalidGraph(f"nothing imports the domain {domain or 'ai.onnx'!r}", node=where, op=_op(node))
         schema = opsets.schema(node.op_type, domain, version)
         if schema is None:
-            if is_legacy(node.op_type, domain):
+            if is_legacy(node.op_type, domain) or (not domain and node.op_type in _FOREIGN):
                 return
             raise InvalidGraph(_unknown(node, domain, version), node=where, op=_op(node))
         for what, count, least, most in (

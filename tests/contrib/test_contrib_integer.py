@@ -40,11 +40,18 @@ def test_qgemm(seed, left, right, per_column, what):
         right = np.int8  # ONNX Runtime has no kernel for s8 x u8
     m, k, n = (int(d) for d in rng.integers(1, 20, 3))
     attrs = {"transA": int(rng.integers(0, 2)), "transB": int(rng.integers(0, 2)), "alpha": float(rng.uniform(0.5, 2))}
-    a, b = codes(rng, left, *((k, m) if attrs["transA"] else (m, k))), codes(rng, right, *((n, k) if attrs["transB"] else (k, n)))
+    a, b = (
+        codes(rng, left, *((k, m) if attrs["transA"] else (m, k))),
+        codes(rng, right, *((n, k) if attrs["transB"] else (k, n))),
+    )
     size = (n,) if per_column else ()
     inputs = [a, scales(rng), codes(rng, left), b, scales(rng, *size), np.asarray(codes(rng, right, *size))]
     inputs = [np.asarray(x) for x in inputs]
-    inputs.append(rng.integers(-5000, 5000, [(n,), (1, n), (m, n), (m, 1)][rng.integers(4)]).astype(np.int32) if what in ("bias", "all") else None)
+    inputs.append(
+        rng.integers(-5000, 5000, [(n,), (1, n), (m, n), (m, 1)][rng.integers(4)]).astype(np.int32)
+        if what in ("bias", "all")
+        else None
+    )
     if what in ("quantized", "all"):
         steps("QGemm", [*inputs, np.float32(3).reshape(()), np.asarray(codes(rng, left))], attrs)
     else:
@@ -111,6 +118,6 @@ def test_scales_must_be_one_or_fit():
     a, b = np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8)
     with pytest.raises(GpurtError, match="one scale"):
         ours("MatMulIntegerToFloat", [a, b, np.ones(2, np.float32), np.ones((), np.float32)])
+    one, zero = np.ones((), np.float32), np.zeros((), np.uint8)
     with pytest.raises(GpurtError, match="come together"):
-        one, zero = np.ones((), np.float32), np.zeros((), np.uint8)
         ours("QGemm", [a, one, zero, b, one, zero, None, one])

@@ -33,7 +33,14 @@ def test_matmul_nbits(seed, bits, zeros, bias, one_row):
     else:
         zero = None if zeros == "default" else rng.uniform(0, 2**bits - 1, (n, blocks)).astype(np.float32)
     a = array(rng, 1, k) if one_row else array(rng, 2, 3, k)
-    inputs = [a, codes(rng, np.uint8, n, blocks, block * bits // 8), scales(rng, n, blocks), zero, None, array(rng, n) if bias else None]
+    inputs = [
+        a,
+        codes(rng, np.uint8, n, blocks, block * bits // 8),
+        scales(rng, n, blocks),
+        zero,
+        None,
+        array(rng, n) if bias else None,
+    ]
     close("MatMulNBits", inputs, {"K": k, "N": n, "bits": bits, "block_size": block}, tol=2e-5)
 
 
@@ -58,7 +65,11 @@ def test_an_empty_weight_is_a_projection_left_out(bias):
     rng = np.random.default_rng(0)
     b = array(rng, 5) if bias else None
     empty = np.zeros((0, 0), np.float32)
-    (got,) = ours("MatMulNBits", [array(rng, 2, 32), np.zeros((0, 2, 8), np.uint8), empty, None, None, b], {"K": 32, "N": 5, "block_size": 16})
+    (got,) = ours(
+        "MatMulNBits",
+        [array(rng, 2, 32), np.zeros((0, 2, 8), np.uint8), empty, None, None, b],
+        {"K": 32, "N": 5, "block_size": 16},
+    )
     np.testing.assert_array_equal(got, np.broadcast_to(b if bias else np.float32(0), (2, 5)))
 
 
@@ -83,7 +94,11 @@ def test_half_precision():
 @given(SEED, st.integers(0, 1), st.integers(1, 90), st.integers(1, 50))
 def test_matmul_bnb4(seed, quant_type, k, n):
     rng = np.random.default_rng(seed)
-    inputs = [array(rng, 3, k), codes(rng, np.uint8, -(-n * k // 2)), rng.uniform(0.5, 1, -(-n * k // 16)).astype(np.float32)]
+    inputs = [
+        array(rng, 3, k),
+        codes(rng, np.uint8, -(-n * k // 2)),
+        rng.uniform(0.5, 1, -(-n * k // 16)).astype(np.float32),
+    ]
     close("MatMulBnb4", inputs, {"K": k, "N": n, "block_size": 16, "quant_type": quant_type}, tol=2e-5)
 
 
@@ -95,7 +110,9 @@ def test_gather_block_quantized_bytes(seed, bits, zeros, index_type):
     data = codes(rng, np.uint8, rows, width * bits // 8)
     zero = codes(rng, np.uint8, rows, -(-width // 16 * bits // 8)) if zeros else None
     indices = rng.integers(-rows, rows, (2, 3)).astype(index_type)
-    close("GatherBlockQuantized", [data, indices, scales(rng, rows, width // 16), zero], {"bits": bits, "block_size": 16})
+    close(
+        "GatherBlockQuantized", [data, indices, scales(rng, rows, width // 16), zero], {"bits": bits, "block_size": 16}
+    )
 
 
 @quick

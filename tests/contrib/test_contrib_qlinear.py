@@ -90,7 +90,8 @@ def test_average_pool(seed, dtype, channels_last, ceil_mode, include_pad):
     (sx, zx), (sy, zy) = pair(rng, dtype), pair(rng, dtype)
     steps("QLinearAveragePool", [codes(rng, dtype, *shape), sx, zx, sy, zy],
           {"kernel_shape": kernel, "pads": pads, "strides": [int(s) for s in rng.integers(1, 3, n)],
-           "channels_last": int(channels_last), "ceil_mode": int(ceil_mode), "count_include_pad": int(include_pad)})  # fmt: skip
+           "channels_last": int(channels_last), "ceil_mode": int(ceil_mode),
+           "count_include_pad": int(include_pad)})  # fmt: skip
 
 
 @quick

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from gpurt.graph.view import NodeView
 from gpurt.infer.arguments import BOOL, F32, Inputs, content, integer, ints, like, need, optional
 from gpurt.infer.rules import conv, generate, linalg, movement, norm, pool, resize, select
@@ -20,6 +22,7 @@ rule("GridSample", domain=MS)(resize.grid_sample)
 rule("Pad", domain=MS)(movement.pad)
 rule("Range", domain=MS)(generate.range_)
 rule("Trilu", domain=MS)(movement.same_layout)
+rule("Unique", domain=MS)(select.data_dependent)
 
 SAME = "BiasGelu BiasSoftmax FastGelu Gelu GroupNorm Inverse LongformerAttention MoE QMoE QuickGelu BiasAdd"
 
@@ -44,6 +47,17 @@ def bias_split_gelu(node: NodeView, inputs: Inputs) -> list[Spec]:
 def bias_dropout(node: NodeView, inputs: Inputs) -> list[Spec]:
     x = need(node, inputs, 0)
     return [like(x), like(x, dtype=BOOL)]
+
+
+@rule("BitmaskDropout", "BitmaskBiasDropout", domain=MS)
+def bitmask_dropout(node: NodeView, inputs: Inputs) -> list[Spec]:
+    x = need(node, inputs, 0)
+    return [like(x), Spec(np.dtype(np.uint32), (-(-x.size // 32),))]  # a bit for each element
+
+
+@rule("IsAllFinite", domain=MS)
+def is_all_finite(node: NodeView, inputs: Inputs) -> list[Spec]:
+    return [Spec(BOOL, ())]
 
 
 @rule("SkipGroupNorm", domain=MS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from gpurt.graph.view import NodeView
-from gpurt.infer.arguments import Inputs, like, need, optional
+from gpurt.infer.arguments import I32, U8, Inputs, like, need, optional
 from gpurt.infer.rules import conv, linalg, movement, pool, reduce, rnn
 from gpurt.infer.rules.contrib import MS, channels_first, channels_last
 from gpurt.infer.shapes import axes, axis, broadcast, text
@@ -20,6 +22,12 @@ def same(node: NodeView, inputs: Inputs) -> list[Spec]:
 def qlinear_binary(node: NodeView, inputs: Inputs) -> list[Spec]:
     a, b = need(node, inputs, 0), need(node, inputs, 3)
     return [like(a, broadcast(a.shape, b.shape))]
+
+
+@rule("MulInteger", domain=MS)
+def mul_integer(node: NodeView, inputs: Inputs) -> list[Spec]:
+    a, b = need(node, inputs, 0), need(node, inputs, 2)
+    return [Spec(I32, broadcast(a.shape, b.shape))]
 
 
 @rule("QLinearWhere", domain=MS)
@@ -66,6 +74,12 @@ def qlinear_reduce_mean(node: NodeView, inputs: Inputs) -> list[Spec]:
     x = need(node, inputs, 0)
     over = axes(node.attr("axes") or range(x.rank), x.rank)
     return [like(x, reduce.reduced(x.shape, over, bool(node.attr("keepdims", 1))))]
+
+
+@rule("ReduceSumInteger", domain=MS)
+def reduce_sum_integer(node: NodeView, inputs: Inputs) -> list[Spec]:
+    (summed,) = qlinear_reduce_mean(node, inputs)
+    return [like(summed, dtype=np.dtype(np.uint32) if summed.dtype == U8 else I32)]
 
 
 @rule("QGemm", domain=MS)

@@ -1,4 +1,4 @@
-"""Attention of com.microsoft: with packed weights, for several heads, with shared key heads and a cache; and rotation."""
+"""Attention of com.microsoft: packed weights, several heads, shared key heads with a cache; and rotation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MS = "com.microsoft"
 def _scores(q: Array, k: Array, scale: float | None) -> Array:
     """Scaled products (batch, heads, queries, keys); fewer key heads are shared by runs of query heads."""
     batch, heads, queries, size = q.shape
-    factor = 1 / math.sqrt(size) if not scale else scale  # 0 is how the attribute says that it is not set
+    factor = scale or 1 / math.sqrt(size)  # 0 is how the attribute says that it is not set
     shared = (q * q.dtype.type(factor)).reshape(batch, k.shape[1], -1, size)
     return np.asarray(np.matmul(shared, np.swapaxes(k, 2, 3))).reshape(batch, heads, queries, k.shape[2])
 
@@ -48,7 +48,9 @@ def _mask_bias(
                 seen &= place >= mask[batch:, None]
             seen = seen[:, None, None, :]
         elif mask.ndim in (2, 3) and mask.shape[-1] in (keys, new):
-            seen = mask > 0 if mask.shape[-1] == keys else np.pad(mask > 0, [(0, 0)] * (mask.ndim - 1) + [(keys - new, 0)])
+            seen = (
+                mask > 0 if mask.shape[-1] == keys else np.pad(mask > 0, [(0, 0)] * (mask.ndim - 1) + [(keys - new, 0)])
+            )
             if mask.shape[-1] != keys:  # it tells of the new keys; those of the past count
                 seen[..., : keys - new] = True
             seen = seen[:, None] if mask.ndim == 3 else seen[:, None, None]
@@ -110,9 +112,7 @@ def _packed_attention(
             k, v = (np.concatenate([widen(p), x], axis=2) for p, x in zip(past, (k, v), strict=True))
         kept = np.stack([k, v]) if k.shape == v.shape else None  # a cache holds keys and values of one size
     keys = k.shape[2]
-    bias = _mask_bias(
-        mask, batch=batch, queries=queries, keys=keys, new=queries, causal=causal, filtered=filtered
-    )
+    bias = _mask_bias(mask, batch=batch, queries=queries, keys=keys, new=queries, causal=causal, filtered=filtered)
     weights = _softmax_of(_scores(q, k, scale), attention_bias, bias)
     return _joined(weights, v, dtype), None if kept is None else kept.astype(dtype, copy=False)
 

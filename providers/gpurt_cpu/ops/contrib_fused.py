@@ -23,7 +23,7 @@ MS = "com.microsoft"
 _ACTIVATIONS: dict[str, tuple[Callable[..., Any], tuple[float, ...]]] = {
     "Affine": (lambda x, a, b: a * x + b, (1.0, 0.0)),
     "Celu": (lambda x, a: np.maximum(x, 0) + np.minimum(a * np.expm1(x / a), 0), (1.0,)),
-    "Clip": (lambda x, low, high: np.clip(x, low, high), (-math.inf, math.inf)),
+    "Clip": (np.clip, (-math.inf, math.inf)),
     "Elu": (lambda x, a: np.where(x > 0, x, a * np.expm1(np.minimum(x, 0))), (1.0,)),
     "HardSigmoid": (lambda x, a, b: np.clip(a * x + b, 0, 1), (0.2, 0.5)),
     "HardSwish": (lambda x, a, b: x * np.clip(a * x + b, 0, 1), (1 / 6, 0.5)),
@@ -34,10 +34,10 @@ _ACTIVATIONS: dict[str, tuple[Callable[..., Any], tuple[float, ...]]] = {
         lambda x, a, g: g * np.where(x > 0, x, a * np.expm1(np.minimum(x, 0))),
         (1.6732631921768188, 1.0507010221481323),
     ),
-    "Sigmoid": (lambda x: sigmoid(x), ()),
-    "Softplus": (lambda x: softplus(x), ()),
+    "Sigmoid": (sigmoid, ()),
+    "Softplus": (softplus, ()),
     "Softsign": (lambda x: x / (1 + np.abs(x)), ()),
-    "Tanh": (lambda x: np.tanh(x), ()),
+    "Tanh": (np.tanh, ()),
     "ThresholdedRelu": (lambda x, a: np.where(x > a, x, 0), (1.0,)),
 }
 

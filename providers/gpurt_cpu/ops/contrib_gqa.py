@@ -101,9 +101,7 @@ def group_query_attention(
     if key is None or value is None:
         size = query.shape[2] // (num_heads + 2 * kv_num_heads)
         query, key, value = np.split(query, [num_heads * size, (num_heads + kv_num_heads) * size], axis=2)
-    q, k, v = (
-        split_heads(widen(x), n) for x, n in ((query, num_heads), (key, kv_num_heads), (value, kv_num_heads))
-    )
+    q, k, v = (split_heads(widen(x), n) for x, n in ((query, num_heads), (key, kv_num_heads), (value, kv_num_heads)))
     q = _normalized_heads(q, q_norm_weight, q_norm_epsilon or qk_norm_epsilon)
     k = _normalized_heads(k, k_norm_weight, k_norm_epsilon or qk_norm_epsilon)
     batch, _, queries, _ = q.shape
@@ -115,7 +113,12 @@ def group_query_attention(
     if do_rotary:
         if cos_cache is None or sin_cache is None:
             raise InvalidArgument("do_rotary without cos_cache and sin_cache", remedy="Give both")
-        at = np.clip(place if position_ids is None else position_ids, 0, cos_cache.shape[0] - 1)
+        at = place
+        if position_ids is not None:
+            # Of a first prompt the operator reads the first position alone, and counts from there.
+            prompt = queries == scalar(total_sequence_length) and query_seqlens is None
+            at = position_ids.reshape(-1)[:1] + np.arange(queries)[None] if prompt else position_ids
+        at = np.broadcast_to(np.clip(at, 0, cos_cache.shape[0] - 1), (batch, queries))
         turn = {"interleaved": rotary_interleaved, "rotary_embedding_dim": 2 * cos_cache.shape[1]}
         q, k = (rotary_embedding(x, widen(cos_cache), widen(sin_cache), at, **turn) for x in (q, k))
     held = 0 if past_key is None else past_key.shape[2]
@@ -149,7 +152,7 @@ def group_query_attention(
         return y
     products = None
     if outputs[3:] == (True,):
-        shown = weights if qk_output == 2 else scores
+        shown = weights if qk_output == 2 else np.where(hidden, np.float32(0), scores)
         products = np.zeros((*scores.shape[:3], length), dtype)
         products[..., :keys] = shown
     return y, present_key, present_value, products

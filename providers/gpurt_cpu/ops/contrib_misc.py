@@ -39,7 +39,9 @@ def inverse(x: Array) -> Array:
     try:
         return np.linalg.inv(x)
     except np.linalg.LinAlgError:
-        raise InvalidArgument("a matrix of the batch is singular", remedy="Inverse needs matrices of full rank") from None
+        raise InvalidArgument(
+            "a matrix of the batch is singular", remedy="Inverse needs matrices of full rank"
+        ) from None
 
 
 @op("ExpandDims", domain=MS)

@@ -172,7 +172,7 @@ def qlinear_concat(y_scale: Array, y_zero: Array, *tensors: Array, axis: int) ->
 def qlinear_softmax(
     x: Array,
     x_scale: Array,
-    x_zero: Array | None,
+    x_zero: Array | None,  # noqa: ARG001 - a part of the signature
     y_scale: Array,
     y_zero: Array,
     *,
@@ -205,7 +205,9 @@ def qlinear_average_pool(
         y = np.moveaxis(average_pool(np.moveaxis(real, -1, 1), **attributes), 1, -1)
     else:
         y = average_pool(real, **attributes)
-    return quantize_linear(np.ascontiguousarray(y), y_scale.reshape(()), np.zeros((), x.dtype) if y_zero is None else y_zero.reshape(()))
+    return quantize_linear(
+        np.ascontiguousarray(y), y_scale.reshape(()), np.zeros((), x.dtype) if y_zero is None else y_zero.reshape(())
+    )
 
 
 def _mean(
