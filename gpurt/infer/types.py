@@ -207,6 +207,12 @@ _DECIDED: dict[tuple[str, str], _Decide] = {
     (_MS, "SkipSimplifiedLayerNormalization"): _inputs(0, F32, F32, 0),
     (_MS, "SkipGroupNorm"): _inputs(0, 0),
     (_MS, "BiasDropout"): _inputs(0, BOOL),
+    (_MS, "BitmaskDropout"): _inputs(0, np.dtype(np.uint32)),
+    (_MS, "BitmaskBiasDropout"): _inputs(0, np.dtype(np.uint32)),
+    (_MS, "IsAllFinite"): _inputs(BOOL),
+    (_MS, "MulInteger"): _inputs(I32),
+    (_MS, "ReduceSumInteger"): lambda _, dtypes: [np.dtype(np.uint32) if _at(dtypes, 0) == U8 else I32],
+    (_MS, "Unique"): _inputs(0, I64, I64),
 }
 # Operators of com.microsoft whose only output has the dtype of the first input.
 _FIRST_INPUT = (

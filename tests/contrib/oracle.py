@@ -22,7 +22,7 @@ quick = settings(
 
 
 def model(
-    op: str, inputs: Arrays, attrs: dict[str, Any], outputs: int | Sequence[bool], domain: str
+    op: str, inputs: Arrays, attrs: dict[str, Any], outputs: int | Sequence[bool] = 1, domain: str = MS
 ) -> onnx.ModelProto:
     """A model of one node whose inputs are all fed; ``outputs`` says how many it has, or which of them are wanted."""
     wanted = [True] * outputs if isinstance(outputs, int) else outputs
@@ -47,34 +47,43 @@ def _feeds(inputs: Arrays) -> dict[str, np.ndarray]:
 
 
 def ours(
-    op: str, inputs: Arrays, attrs: dict[str, Any] | None = None, outputs: int | Sequence[bool] = 1, domain: str = MS
+    op: str, inputs: Arrays, attrs: dict[str, Any] | None = None, outputs: int | Sequence[bool] = 1
 ) -> list[np.ndarray]:
     """The node's outputs from gpurt."""
-    proto = model(op, inputs, attrs or {}, outputs, domain)
+    proto = model(op, inputs, attrs or {}, outputs)
     for out in proto.graph.output:  # the types come from gpurt's own inference
         out.type.CopyFrom(helper.make_tensor_type_proto(TensorProto.UNDEFINED, None))
     session = gpurt.InferenceSession(proto.SerializeToString(), providers=["cpu"])
     return session.run(None, _feeds(inputs))
 
 
-def both(
-    op: str, inputs: Arrays, attrs: dict[str, Any] | None = None, outputs: int | Sequence[bool] = 1, domain: str = MS
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of an output of gpurt and that of ONNX Runtime, which is told the types that gpurt found.
-
-    ONNX Runtime makes exact integer products here on every CPU.
-    """
-    got = ours(op, inputs, attrs, outputs, domain)
-    proto = model(op, inputs, attrs or {}, outputs, domain)
-    for out, g in zip(proto.graph.output, got, strict=True):
-        out.type.CopyFrom(helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(g.dtype), None))
+def theirs(
+    op: str,
+    inputs: Arrays,
+    attrs: dict[str, Any],
+    like: Sequence[np.ndarray],
+    outputs: int | Sequence[bool] = 0,
+    domain: str = MS,
+) -> list[np.ndarray]:
+    """The node's outputs from ONNX Runtime, which is told their types, and which makes exact integer products here."""
+    proto = model(op, inputs, attrs, outputs or len(like), domain)
+    for out, x in zip(proto.graph.output, like, strict=True):
+        out.type.CopyFrom(helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(x.dtype), None))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    pairs = list(zip(got, session.run(None, _feeds(inputs)), strict=True))
+    return session.run(None, _feeds(inputs))
+
+
+def both(
+    op: str, inputs: Arrays, attrs: dict[str, Any] | None = None, outputs: int | Sequence[bool] = 1
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of an output of gpurt and that of ONNX Runtime."""
+    got = ours(op, inputs, attrs, outputs)
+    pairs = list(zip(got, theirs(op, inputs, attrs or {}, got, outputs), strict=True))
     for g, w in pairs:
         assert (g.dtype, g.shape) == (w.dtype, w.shape)
     return pairs
@@ -87,10 +96,9 @@ def close(
     outputs: int | Sequence[bool] = 1,
     *,
     tol: float = 1e-5,
-    domain: str = MS,
 ) -> None:
     """Assert that all outputs agree, relative to the greatest of each."""
-    for g, w in both(op, inputs, attrs, outputs, domain):
+    for g, w in both(op, inputs, attrs, outputs):
         near(g, w, tol)
 
 

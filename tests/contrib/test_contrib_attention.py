@@ -133,9 +133,8 @@ def test_multi_head_attention_in_a_shared_buffer():
     wanted = ours("MultiHeadAttention", [q, k, v, None, None, None, past, past], {"num_heads": 2}, 3)
     buffer = np.zeros((2, 2, 8, 3), np.float32)
     buffer[:, :, :3] = past
-    got = ours(
-        "MultiHeadAttention", [q, k, v, None, None, None, buffer, buffer, np.array([3], np.int32)], {"num_heads": 2}, 3
-    )
+    filled = np.array([3], np.int32)
+    got = ours("MultiHeadAttention", [q, k, v, None, None, None, buffer, buffer, filled], {"num_heads": 2}, 3)
     near(got[0], wanted[0])
     near(got[1][:, :, :4], wanted[1])
 

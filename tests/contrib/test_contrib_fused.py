@@ -29,8 +29,8 @@ def softmax(x):
 
 
 CONV_ACTIVATIONS = [
-    ("Relu", []), ("Tanh", []), ("Sigmoid", []), ("LeakyRelu", [0.3]), ("Clip", [-0.5, 1.5]),
-    ("HardSigmoid", [0.3, 0.4]), ("", []),
+    ("", []), ("Relu", []), ("Tanh", []), ("Sigmoid", []), ("LeakyRelu", [0.3]), ("Clip", [-0.5, 1.5]),
+    ("HardSigmoid", [0.3, 0.4]),
 ]  # fmt: skip
 
 

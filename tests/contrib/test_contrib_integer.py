@@ -46,7 +46,6 @@ def test_qgemm(seed, left, right, per_column, what):
     )
     size = (n,) if per_column else ()
     inputs = [a, scales(rng), codes(rng, left), b, scales(rng, *size), np.asarray(codes(rng, right, *size))]
-    inputs = [np.asarray(x) for x in inputs]
     inputs.append(
         rng.integers(-5000, 5000, [(n,), (1, n), (m, n), (m, 1)][rng.integers(4)]).astype(np.int32)
         if what in ("bias", "all")
@@ -107,11 +106,11 @@ def test_dynamic_quantize_lstm(seed, dtype, direction, per_column, more):
         array(rng, d, batch, n) * np.float32(0.3) if more else None,
         array(rng, d, batch, n) if more else None,
         array(rng, d, 3 * n) if more else None,
-        scales(rng, *v) * np.float32(0.1), zero.astype(dtype), scales(rng, *v) * np.float32(0.1), zero.astype(dtype),
+        scales(rng, *v) * np.float32(0.01), zero.astype(dtype), scales(rng, *v) * np.float32(0.01), zero.astype(dtype),
     ]  # fmt: skip
-    # Quantizing anew in each step turns float noise into steps of 1/255: that is what agreement can mean here.
+    # Quantizing anew in each step may turn float noise into a step of 1/255; the weights are small enough for this.
     for got, wanted in both("DynamicQuantizeLSTM", inputs, {"direction": direction, "hidden_size": n}, 3):
-        near(got, wanted, 0.02)
+        near(got, wanted, 0.002)
 
 
 def test_scales_must_be_one_or_fit():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import array, both, close, near, ours, quick
+from oracle import array, close, near, ours, quick, theirs
 
 from gpurt.errors import GpurtError
 
@@ -19,9 +19,11 @@ def test_simplified_layer_normalization(seed, dtype, axis, statistics):
     rng = np.random.default_rng(seed)
     x = array(rng, *rng.integers(1, 7, 3), dtype=dtype)
     scale = array(rng, *x.shape[axis:], dtype=dtype)
-    pairs = both("SimplifiedLayerNormalization", [x, scale], {"axis": axis, "epsilon": 1e-3}, 1 + statistics, "")
-    for got, wanted in pairs:
-        near(got, wanted)
+    # gpurt knows it in this domain too; ONNX Runtime has it in the standard's alone.
+    attrs = {"axis": axis, "epsilon": 1e-3}
+    got = ours("SimplifiedLayerNormalization", [x, scale], attrs, 1 + statistics)
+    for g, w in zip(got, theirs("SimplifiedLayerNormalization", [x, scale], attrs, got, domain=""), strict=True):
+        near(g, w)
 
 
 @quick

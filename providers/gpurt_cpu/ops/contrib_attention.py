@@ -1,4 +1,4 @@
-"""Attention of com.microsoft: packed weights, several heads, shared key heads with a cache; and rotation."""
+"""Attention of com.microsoft with packed weights or for several heads, and rotation; contrib_gqa shares key heads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MS = "com.microsoft"
 def _scores(q: Array, k: Array, scale: float | None) -> Array:
     """Scaled products (batch, heads, queries, keys); fewer key heads are shared by runs of query heads."""
     batch, heads, queries, size = q.shape
-    factor = scale or 1 / math.sqrt(size)  # 0 is how the attribute says that it is not set
+    factor = scale or 1 / math.sqrt(size)  # 0 says that the attribute is not set
     shared = (q * q.dtype.type(factor)).reshape(batch, k.shape[1], -1, size)
     return np.asarray(np.matmul(shared, np.swapaxes(k, 2, 3))).reshape(batch, heads, queries, k.shape[2])
 
@@ -48,11 +48,9 @@ def _mask_bias(
                 seen &= place >= mask[batch:, None]
             seen = seen[:, None, None, :]
         elif mask.ndim in (2, 3) and mask.shape[-1] in (keys, new):
-            seen = (
-                mask > 0 if mask.shape[-1] == keys else np.pad(mask > 0, [(0, 0)] * (mask.ndim - 1) + [(keys - new, 0)])
-            )
-            if mask.shape[-1] != keys:  # it tells of the new keys; those of the past count
-                seen[..., : keys - new] = True
+            seen = mask > 0
+            if mask.shape[-1] != keys:  # it tells of the new keys; those of the past are seen
+                seen = np.pad(seen, [(0, 0)] * (mask.ndim - 1) + [(keys - new, 0)], constant_values=True)
             seen = seen[:, None] if mask.ndim == 3 else seen[:, None, None]
         else:
             raise InvalidArgument(

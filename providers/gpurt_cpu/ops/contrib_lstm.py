@@ -46,11 +46,15 @@ def dynamic_quantize_lstm(
     count, n, width = r.shape
     if width != 4 * n:
         raise InvalidArgument(f"R {r.shape} is not (directions, hidden, 4 * hidden)", remedy="Transpose LSTM's weights")
-    codes, x_scale, x_zero = dynamic_quantize_linear(x)
+    # What lies behind the longest sequence has no say in the range.
+    longest = x.shape[0] if sequence_lens is None else int(sequence_lens.max(initial=0))
+    codes, x_scale, x_zero = dynamic_quantize_linear(x[:longest])
+    steps = np.zeros(x.shape, F32)
+    steps[:longest] = centred(codes, x_zero, np.float32)
     # The layer multiplies integers: exact where they are floats of this type, and the scale comes after.
     weights = centred(w, _columns(w_zero, count), exact_type(w.shape[1]))
     layer = _Layer(
-        centred(codes, x_zero, np.float32),
+        steps,
         np.swapaxes(weights, 1, 2),
         np.swapaxes(r, 1, 2),
         None,

@@ -26,7 +26,7 @@ op("Trilu", domain=MS)(trilu)
 
 @op("Unique", domain=MS)
 def unique_in_order(x: Array) -> tuple[Array, Array, Array]:
-    """Elements in the order of their first occurrence, where each element of the input is among them, and how often."""
+    """Elements in the order of their first occurrence, the place of each input among them, and their numbers."""
     if x.ndim != 1:
         raise InvalidArgument(f"Unique got an input of rank {x.ndim}", remedy="com.microsoft's takes rank 1")
     y, _, index, counts = unique(x, sorted=0)

@@ -111,9 +111,8 @@ def _grouped(
         raise InvalidArgument(
             f"{channels} channels do not divide into {groups} groups", remedy="groups must divide the channels"
         )
-    shape = (
-        (x.shape[0], -1, groups, channels // groups) if channels_last else (x.shape[0], groups, channels // groups, -1)
-    )
+    share = (groups, channels // groups)
+    shape = (x.shape[0], -1, *share) if channels_last else (x.shape[0], *share, -1)
     y, _, _ = _normalized(x.reshape(shape), (1, 3) if channels_last else (2, 3), epsilon)
     y = y.reshape(x.shape)
     affine = (1,) * (0 if channels_last else x.ndim - 2)

@@ -172,14 +172,13 @@ def qlinear_concat(y_scale: Array, y_zero: Array, *tensors: Array, axis: int) ->
 def qlinear_softmax(
     x: Array,
     x_scale: Array,
-    x_zero: Array | None,  # noqa: ARG001 - a part of the signature
+    x_zero: Array | None,  # noqa: ARG001 - it cancels out
     y_scale: Array,
     y_zero: Array,
     *,
     opset: int,
     axis: int = -1,
 ) -> Array:
-    # The zero point of x cancels out.
     real = x.astype(F32) * _one(x_scale, "X_scale")
     axis = axis_in(axis, x.ndim)
     if opset < 13:  # all axes from this one on are one
@@ -200,14 +199,13 @@ def qlinear_average_pool(
     channels_last: int = 0,
     **attributes: Any,
 ) -> Array:
-    real = dequantize_linear(x, x_scale.reshape(()), None if x_zero is None else x_zero.reshape(()))
+    real = _offset(x, x_zero) * _one(x_scale, "x_scale")
     if channels_last:
         y = np.moveaxis(average_pool(np.moveaxis(real, -1, 1), **attributes), 1, -1)
     else:
         y = average_pool(real, **attributes)
-    return quantize_linear(
-        np.ascontiguousarray(y), y_scale.reshape(()), np.zeros((), x.dtype) if y_zero is None else y_zero.reshape(())
-    )
+    zero = np.zeros((), x.dtype) if y_zero is None else y_zero.reshape(())
+    return quantize_linear(np.ascontiguousarray(y), y_scale.reshape(()), zero)
 
 
 def _mean(
