@@ -88,7 +88,7 @@ def main() -> int:
         n("Add", ["e", "h"], ["y"], "add"),
     ]
     check(
-        "shapes", model(shape, {"q": (TensorProto.INT8, [3, 5]), "f": (f32, [5, 3])}, {"y": f32}),
+        "shapes", model(shape, {"q": (TensorProto.INT8, ["a", "b"]), "f": (f32, ["b", "a"])}, {"y": f32}),
         {"q": rng.integers(-5, 5, (3, 5)).astype(np.int8), "f": rng.random((5, 3)).astype(np.float32)},
         {"neg": "sim", "shape": "cpu", "prod": "cpu", "exp": "opencl", "add": "opencl"},
         {("q", "cpu", "sim"), ("f", "cpu", "opencl"), ("nq", "sim", "opencl"), ("y", "opencl", "cpu")},
