@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Protocol, runtime_checkable
+from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
 
@@ -285,10 +285,3 @@ class DeviceMemory(ABC):
     @abstractmethod
     def constant(self, array: np.ndarray) -> BufferRef:
         """Device memory that holds this content, shared with everyone who asks for the same content."""
-
-
-@runtime_checkable
-class PrefersLayout(Protocol):
-    """Optional: a provider that wants image tensors in another layout."""
-
-    preferred_layout: str

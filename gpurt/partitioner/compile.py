@@ -106,10 +106,6 @@ class Compiler:
             remedy='Add "cpu" to the providers',
         )
 
-    def owner(self, node: str) -> int:
-        """Position of the provider that runs a node now."""
-        return self._owners[node]
-
     def _units(self, position: int, view: GraphView, *, single: bool = False) -> list[UnitItem]:
         provider = self._providers[position]
         try:

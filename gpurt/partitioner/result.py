@@ -55,19 +55,6 @@ class CompiledGraph:
 
 
 @dataclass(slots=True)
-class NodeRecord:
-    """One node for explain(): who runs it and who refused it why."""
-
-    name: str
-    op_type: str
-    domain: str
-    provider: str
-    device: str
-    fused_from: list[str] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
 class Decisions:
     """Everything explain() reports of partitioning."""
 

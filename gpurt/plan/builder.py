@@ -31,8 +31,6 @@ class Planning(Protocol):
     def space(self, provider: int) -> int:
         """Number of a provider's memory space; 0 is the host."""
 
-    def alignment(self, space: int) -> int: ...
-
     def evaluate(self, node: NodeView, inputs: Sequence[Any]) -> Sequence[Any] | None:
         """Compute a node on the host now; None if the host provider has no kernel for it."""
 

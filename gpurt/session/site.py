@@ -64,11 +64,6 @@ class Site:
         """Number of a provider's memory space; 0 is the host."""
         return self._spaces[provider]
 
-    def alignment(self, space: int) -> int:
-        """Bytes that slots of a space are aligned to."""
-        memory = self.memories[space]
-        return 64 if memory is None else memory.arena.alignment
-
     def evaluate(self, node: NodeView, inputs: Sequence[Any]) -> Sequence[Any] | None:
         """Compute a node on the host now."""
         return self._evaluator(node, inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cases import Case, node_cases
@@ -209,3 +210,9 @@ def test_range(provider: DeviceProvider, dtype: str) -> None:
     numbers_ = [np.array(v, dtype) for v in (30, -7, -3)]
     (y,) = run_op(provider, "Range", numbers_)
     np.testing.assert_allclose(y, np.arange(30, -7, -3), rtol=1e-6)
+
+
+def test_range_of_other_types_is_refused(provider: DeviceProvider) -> None:
+    numbers_ = [np.array(v, ml_dtypes.bfloat16) for v in (1, 9, 2)]
+    with pytest.raises(AssertionError, match="no Range kernel for bfloat16"):
+        run_op(provider, "Range", numbers_)

@@ -112,7 +112,13 @@ def constant_of_shape(c: Lowering) -> None:
     launch_rows(c, _FILL, "fill", [y, value.view(bits)[0]], 1, y.size, types={"T": bits})
 
 
-@op("Range", types=NUMERIC, host=(0, 1, 2))
+def _check_range(node: NodeView, _: DeviceInfo) -> str | None:
+    # The inputs are read on the host, whatever their type is.
+    dtype = node.outputs[0].dtype if node.outputs[0] is not None else None
+    return None if dtype is None or dtype in COMPUTED else f"no Range kernel for {dtype}"
+
+
+@op("Range", types=NUMERIC, host=(0, 1, 2), check=_check_range)
 def range_(c: Lowering) -> None:
     """Range-27: start + i * delta."""
     y = c.output()
