@@ -1,13 +1,22 @@
 """Offsets for values of a plan: lifetimes in, places in as few and as small blocks as possible out.
 
-Greedy by size: the largest value first, each at the lowest offset that is free during its whole lifetime (Pisarchyk and
-Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020). Pure arithmetic; no device is touched.
+Values are placed one after the other, each in the smallest gap that is free during its whole lifetime (best fit; Pisarchyk
+and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020, who place the largest first). No single order is
+good on every model: by size loses a quarter on DenseNet's concatenations, by area a tenth on ResNet. So several orders are
+tried until one reaches the lower bound, then the best is improved by moving the value that ends highest to an earlier turn.
+Pure arithmetic; no device is touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+EFFORT: Final = 8000  # placements that improvement may try: some 40 ms for hundreds of values
+CLOSE: Final = 1.02  # of the lower bound: where improvement stops
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,50 +42,124 @@ class Layout:
 
 
 def assign(lifetimes: Sequence[Lifetime], alignment: int, max_block: int) -> Layout:
-    """Place values; offsets are multiples of the alignment, no block is larger than max_block unless one value is."""
-    order = sorted(range(len(lifetimes)), key=lambda i: (-lifetimes[i].nbytes, lifetimes[i].first))
-    placed: list[list[tuple[int, int, Lifetime]]] = []  # by block: (offset, end, lifetime), sorted by offset
-    sizes: list[int] = []
-    places: list[tuple[int, int]] = [(0, 0)] * len(lifetimes)
-    for i in order:
-        life = lifetimes[i]
-        size = -(-max(life.nbytes, 1) // alignment) * alignment
-        for block in range(len(placed) + 1):
-            if block == len(placed):
-                placed.append([])
-                sizes.append(0)
-            offset = _lowest(placed[block], life, size)
-            if offset + size <= max_block or not placed[block]:
-                placed[block].append((offset, offset + size, life))
-                placed[block].sort(key=lambda entry: entry[0])
-                sizes[block] = max(sizes[block], offset + size)
-                places[i] = (block, offset)
-                break
-    return Layout(places, sizes)
+    """Place values; offsets are multiples of the alignment, no block is larger than max_block unless one value is.
 
-
-def _lowest(entries: Sequence[tuple[int, int, Lifetime]], life: Lifetime, size: int) -> int:
-    """Smallest gap that fits among the values alive at the same time, else the end of the last of them."""
-    best, best_gap, end = -1, 1 << 62, 0
-    for offset, stop, other in entries:
-        if other.last < life.first or other.first > life.last:
-            continue
-        gap = offset - end
-        if gap >= size and gap < best_gap:
-            best, best_gap = end, gap
-        end = max(end, stop)
-    return best if best >= 0 else end
+    The same lifetimes give the same layout in every process.
+    """
+    lives = [Lifetime(_rounded(v.nbytes, alignment), v.first, v.last) for v in lifetimes]
+    if not lives:
+        return Layout([], [])
+    bound = lower_bound(lives, alignment)
+    best: _Trial | None = None
+    for order in _orders(lives):
+        trial = _Trial(lives, order, max_block)
+        if best is None or trial.peak < best.peak:
+            best = trial
+        if best.peak <= bound:
+            break
+    assert best is not None, "there is at least one order"
+    return _improved(best, lives, bound, max_block).layout()
 
 
 def lower_bound(lifetimes: Sequence[Lifetime], alignment: int) -> int:
     """Largest sum of bytes alive at one step, each rounded up to the alignment: no layout can be smaller."""
+    return max(_loads(lifetimes, alignment).values(), default=0)
+
+
+def _rounded(nbytes: int, alignment: int) -> int:
+    return -(-max(nbytes, 1) // alignment) * alignment
+
+
+def _loads(lifetimes: Sequence[Lifetime], alignment: int) -> dict[int, int]:
+    """Bytes alive from a step on, for each step at which that changes."""
     change: dict[int, int] = {}
     for life in lifetimes:
-        size = -(-max(life.nbytes, 1) // alignment) * alignment
+        size = _rounded(life.nbytes, alignment)
         change[life.first] = change.get(life.first, 0) + size
         change[life.last + 1] = change.get(life.last + 1, 0) - size
-    alive = most = 0
+    alive = 0
+    loads = {}
     for step in sorted(change):
         alive += change[step]
-        most = max(most, alive)
-    return most
+        loads[step] = alive
+    return loads
+
+
+class _Trial:
+    """One order's placement."""
+
+    def __init__(self, lives: Sequence[Lifetime], order: Sequence[int], max_block: int) -> None:
+        self.order = list(order)
+        self.places: list[tuple[int, int]] = [(0, 0)] * len(lives)
+        self.sizes: list[int] = []
+        self.highest = order[0]  # value that ends where the last block grew last
+        blocks: list[list[tuple[int, int, int, int]]] = []  # by block: (offset, end, first, last), sorted
+        for i in order:
+            life = lives[i]
+            for block in range(len(blocks) + 1):
+                if block == len(blocks):
+                    blocks.append([])
+                    self.sizes.append(0)
+                entries = blocks[block]
+                offset = _lowest(entries, life)
+                end = offset + life.nbytes
+                if end <= max_block or not entries:
+                    bisect.insort(entries, (offset, end, life.first, life.last))
+                    self.places[i] = (block, offset)
+                    if end > self.sizes[block]:
+                        self.sizes[block] = end
+                        self.highest = i
+                    break
+        self.peak = sum(self.sizes)
+
+    def layout(self) -> Layout:
+        return Layout(self.places, self.sizes)
+
+
+def _lowest(entries: Sequence[tuple[int, int, int, int]], life: Lifetime) -> int:
+    """Offset of the smallest gap that fits among the values alive at the same time, else the end of the last of them."""
+    size, first, last = life.nbytes, life.first, life.last
+    best, best_gap, end = -1, 1 << 62, 0
+    for offset, stop, other_first, other_last in entries:
+        if other_last < first or other_first > last:
+            continue
+        gap = offset - end
+        if size <= gap < best_gap:
+            best, best_gap = end, gap
+        if stop > end:
+            end = stop
+    return best if best >= 0 else end
+
+
+def _orders(lives: Sequence[Lifetime]) -> Iterator[list[int]]:
+    """Orders that are each the best on some real model."""
+    turns = range(len(lives))
+    yield sorted(turns, key=lambda i: (-lives[i].nbytes, lives[i].first))
+    yield sorted(turns, key=lambda i: -lives[i].nbytes * (lives[i].last - lives[i].first + 1))
+    yield sorted(turns, key=lambda i: (lives[i].first, -lives[i].last))
+    yield sorted(turns, key=lambda i: (lives[i].first - lives[i].last, -lives[i].nbytes))
+    yield sorted(turns, key=lambda i: (-lives[i].last, lives[i].first))
+    loads = _loads(lives, 1)
+    steps, values = list(loads), list(loads.values())
+
+    def crowd(life: Lifetime) -> int:
+        start = bisect.bisect_right(steps, life.first) - 1
+        return max(values[start : bisect.bisect_right(steps, life.last)])
+
+    crowds = [crowd(life) for life in lives]
+    yield sorted(turns, key=lambda i: (-crowds[i], -lives[i].nbytes))
+
+
+def _improved(best: _Trial, lives: Sequence[Lifetime], bound: int, max_block: int) -> _Trial:
+    """Give the value that ends highest an earlier turn, again and again; seeded, so that plans are reproducible."""
+    turns = random.Random(len(lives))  # noqa: S311 - a search, no secret
+    for _ in range(min(64, EFFORT // len(lives))):
+        turn = best.order.index(best.highest)
+        if best.peak <= bound * CLOSE or turn == 0:
+            break
+        order = list(best.order)
+        order.insert(turns.randrange(turn), order.pop(turn))
+        trial = _Trial(lives, order, max_block)
+        if trial.peak <= best.peak:
+            best = trial
+    return best

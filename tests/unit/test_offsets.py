@@ -43,3 +43,19 @@ def test_blocks_are_no_larger_than_the_device_allows():
 
 def test_a_value_over_the_largest_block_gets_one_of_its_own():
     assert assign([Lifetime(5000, 0, 0)], 64, 1000).blocks == [5056]
+
+
+def test_no_order_alone_is_good_but_one_of_them_is():
+    # A dense block: each layer's output is read by all later ones, beside short-lived work of another size.
+    dense = [Lifetime(128 * (i + 1), i, 24) for i in range(24)] + [Lifetime(128 * (40 - i), i, i + 1) for i in range(24)]
+    layout = assign(dense, 128, 1 << 30)
+    assert layout.peak <= 1.05 * lower_bound(dense, 128)
+
+
+def test_a_layout_is_the_same_in_every_process():
+    lives = [Lifetime(128 * (1 + i * 7 % 13), i % 9, i % 9 + i % 4) for i in range(60)]
+    assert assign(lives, 128, 1 << 30) == assign(lives, 128, 1 << 30)
+
+
+def test_nothing_to_place():
+    assert assign([], 128, 1 << 30).peak == 0 == lower_bound([], 128)
