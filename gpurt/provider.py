@@ -285,3 +285,7 @@ class DeviceMemory(ABC):
     @abstractmethod
     def constant(self, array: np.ndarray) -> BufferRef:
         """Device memory that holds this content, shared with everyone who asks for the same content."""
+
+    def weights(self) -> int:
+        """Optional: bytes of the constants that this provider's session holds on the device."""
+        return 0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,8 +24,11 @@ from gpurt.memory.arena import RegionArena
 from gpurt.provider import BufferRef, Capability, DeviceMemory, DeviceUnit, HostUnit, Provider, SupportInfo
 
 MEMORY_OPTIONS: Mapping[str, str] = {
-    "memory_limit": "most bytes the arena may hold, an integer; default: the device's memory",
+    "memory_limit": "most bytes that weights and arena may take together, an integer; default: the device's memory",
     "arena_extend_strategy": "next_power_of_two (default) or same_as_requested",
+    "initial_chunk_size_bytes": "bytes of the arena's first region, default 1 MiB",
+    "max_power_of_two_extend_bytes": "bytes up to which next_power_of_two doubles, default 1 GiB",
+    "share_arena": "True: one arena for all sessions on the device that say so, with the same options",
     "kernel_class": "auto (default: by device), gpu or cpu: which variants of the kernels run",
 }
 
@@ -45,19 +50,18 @@ class DeviceProvider(Provider, DeviceMemory):
         self.info: DeviceInfo = driver.info()
         self.device = device
         self.memory_space = device
-        limit = options.get("memory_limit")
-        if limit is not None and (not isinstance(limit, int) or limit <= 0):
-            raise InvalidArgument(f"memory_limit is {limit!r}", provider=self.name, remedy="Give a number of bytes")
-        self.arena = RegionArena(
-            driver.alloc,
-            driver.free,
-            alignment=max(self.info.base_align, 128),
-            max_block=self.info.max_alloc,
-            limit=limit,
-            strategy=options.get("arena_extend_strategy", "next_power_of_two"),
-            name=device,
-        )
-        self.constants = Constants(driver)
+        terms = {
+            "limit": _nbytes(options, "memory_limit", None),
+            "strategy": options.get("arena_extend_strategy", "next_power_of_two"),
+            "initial": _nbytes(options, "initial_chunk_size_bytes", 1 << 20),
+            "max_extend": _nbytes(options, "max_power_of_two_extend_bytes", 1 << 30),
+        }
+        make = partial(_arena, driver, device, self.info, terms)
+        shared = options.get("share_arena", False)
+        if not isinstance(shared, bool):
+            raise InvalidArgument(f"share_arena is {shared!r}", provider=self.name, remedy="Give True or False")
+        self.arena = _shared_arena(driver, tuple(terms.values()), make) if shared else make()
+        self.constants = Constants(driver, self.arena)
         self._programs: dict[bytes, Any] = {}
         self._build_lock = threading.Lock()
 
@@ -121,6 +125,44 @@ class DeviceProvider(Provider, DeviceMemory):
     def constant(self, array: np.ndarray) -> BufferRef:
         """See DeviceMemory."""
         return self.constants.get(array)
+
+    def weights(self) -> int:
+        """See DeviceMemory."""
+        return self.constants.nbytes()
+
+
+def _nbytes(options: Mapping[str, Any], name: str, default: int | None) -> int | None:
+    value = options.get(name, default)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value <= 0):
+        raise InvalidArgument(f"{name} is {value!r}", remedy="Give a number of bytes")
+    return value
+
+
+def _arena(driver: Driver, device: str, info: DeviceInfo, terms: Mapping[str, Any]) -> RegionArena:
+    return RegionArena(
+        driver.alloc,
+        driver.free,
+        alignment=max(info.base_align, 128),
+        max_block=info.max_alloc,
+        name=device,
+        **terms,
+    )
+
+
+_SHARED: weakref.WeakKeyDictionary[Driver, weakref.WeakValueDictionary[Hashable, RegionArena]] = (
+    weakref.WeakKeyDictionary()
+)
+_SHARED_LOCK = threading.Lock()
+
+
+def _shared_arena(driver: Driver, terms: Hashable, make: Callable[[], RegionArena]) -> RegionArena:
+    """The arena of a device that sessions share on equal terms; it goes with the last of them."""
+    with _SHARED_LOCK:
+        arenas = _SHARED.setdefault(driver, weakref.WeakValueDictionary())
+        arena = arenas.get(terms)
+        if arena is None:
+            arena = arenas[terms] = make()
+        return arena
 
 
 def _load_rows() -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 from gpurt.device.driver import Driver
+from gpurt.errors import OutOfMemory
+from gpurt.memory.arena import RegionArena
 from gpurt.provider import BufferRef
 
 _ALIGN = 64
@@ -56,10 +58,16 @@ def store_for(driver: Driver) -> WeightStore:
 
 
 class Constants:
-    """A session's hold on constants: hashes each array once, keeps what the session uses alive."""
+    """A session's hold on constants: hashes each array once, keeps what the session uses alive.
 
-    def __init__(self, driver: Driver) -> None:
+    Their bytes count against the limit of the arena beside which they lie.
+    """
+
+    def __init__(self, driver: Driver, arena: RegionArena) -> None:
         self._store = store_for(driver)
+        self._arena = arena
+        self._bytes = [0]
+        weakref.finalize(self, lambda held: arena.reserve(-held[0]), self._bytes)
         self._held: dict[bytes, _Stored] = {}
         self._keys: dict[int, tuple[np.ndarray, bytes]] = {}
         self._derived: dict[tuple[bytes, str], np.ndarray] = {}
@@ -81,12 +89,26 @@ class Constants:
         return key
 
     def get(self, array: np.ndarray) -> BufferRef:
-        """Device memory with this content."""
+        """Device memory with this content. Raises OutOfMemory."""
         key = self.key(array)
         held = self._held.get(key)
-        if held is None:
-            held = self._held[key] = self._store.get(np.ascontiguousarray(array), key)
-        return held.ref
+        return held.ref if held is not None else self._hold(array, key)
+
+    def _hold(self, array: np.ndarray, key: bytes) -> BufferRef:
+        with self._lock:
+            held = self._held.get(key)
+            if held is None:
+                self._arena.reserve(array.nbytes)
+                try:
+                    held = self._held[key] = self._store.get(np.ascontiguousarray(array), key)
+                except MemoryError as e:
+                    self._arena.reserve(-array.nbytes)
+                    raise OutOfMemory(
+                        f"the device has no room for a constant of {array.nbytes} bytes beside {self._bytes[0]}",
+                        remedy="Set memory_limit, or put another provider behind this one",
+                    ) from e
+                self._bytes[0] += array.nbytes
+            return held.ref
 
     def derive(self, array: np.ndarray, tag: str, make: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """``make(array)``, computed once per content and tag."""
@@ -98,4 +120,4 @@ class Constants:
 
     def nbytes(self) -> int:
         """Bytes of the constants this session holds on the device."""
-        return sum(s.ref.nbytes for s in self._held.values())
+        return self._bytes[0]

@@ -7,6 +7,7 @@ ONNX Runtime's BFCArena, without bins: plans allocate few large blocks, so a sor
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,9 +33,10 @@ class RegionArena:
         free: gives a buffer back to the device.
         alignment: in bytes, a power of two; offsets and lengths are multiples of it.
         max_block: largest single allocation that the device allows, in bytes.
-        limit: most bytes held from the device at once; None for no limit.
+        limit: most bytes held from the device at once, reserved ones included; None for no limit.
         strategy: ``next_power_of_two`` doubles the size of new regions, ``same_as_requested`` takes what is asked for.
         initial: bytes of the first region under ``next_power_of_two``.
+        max_extend: bytes up to which that strategy doubles; larger regions are made for larger requests only.
         name: the device, for messages.
     """
 
@@ -48,6 +50,7 @@ class RegionArena:
         limit: int | None = None,
         strategy: str = "next_power_of_two",
         initial: int = 1 << 20,
+        max_extend: int = 1 << 30,
         name: str = "device",
     ) -> None:
         if strategy not in STRATEGIES:
@@ -58,10 +61,12 @@ class RegionArena:
         self.max_block = max_block - max_block % alignment
         self._alloc, self._free = alloc, free
         self._limit, self._strategy, self._name = limit, strategy, name
-        self._next = initial
+        self._next, self._max_extend = initial, max_extend
         self._regions: list[_Region] = []
+        # Buffers of some drivers are mere addresses: nothing but this gives them back when the arena goes.
+        weakref.finalize(self, _free_all, self._regions, free).atexit = False
         self._lock = threading.Lock()
-        self._in_use = self._held = self._peak = self._allocations = self._extensions = 0
+        self._in_use = self._held = self._peak = self._allocations = self._extensions = self._reserved = 0
 
     def alloc(self, nbytes: int) -> BufferRef:
         """A block of nbytes rounded up to the alignment.
@@ -97,18 +102,31 @@ class RegionArena:
             region.free = merged
             self._in_use -= ref.nbytes
 
+    def reserve(self, nbytes: int) -> None:
+        """Count memory beside the arena (weights) against its limit; negative to give it back.
+
+        Raises OutOfMemory with what was asked, held and the limit.
+        """
+        with self._lock:
+            if nbytes > 0 and self._over(nbytes):
+                self._shrink()
+                if self._over(nbytes):
+                    raise self._exhausted(nbytes)
+            self._reserved += nbytes
+
     def shrink(self) -> int:
         """Give regions that hold nothing back to the device; returns the bytes freed."""
         with self._lock:
             return self._shrink()
 
     def stats(self) -> Mapping[str, int]:
-        """Bytes in_use, held, peak and limit (0: none); counts of allocations and extensions."""
+        """Bytes in_use, held, peak, reserved and limit (0: none); counts of allocations and extensions."""
         with self._lock:
             return {
                 "in_use": self._in_use,
                 "held": self._held,
                 "peak": self._peak,
+                "reserved": self._reserved,
                 "limit": self._limit or 0,
                 "allocations": self._allocations,
                 "extensions": self._extensions,
@@ -139,14 +157,14 @@ class RegionArena:
             )
         want = size
         if self._strategy == "next_power_of_two":
-            while self._next < size:
+            while self._next < size and self._next < self._max_extend:
                 self._next *= 2
-            want = min(self._next, self.max_block)
-        if self._limit is not None and self._held + want > self._limit:
+            want = max(min(self._next, self.max_block), size)
+        if self._over(want):
             want = size  # near the limit only what is needed is taken
-            if self._held + want > self._limit:
+            if self._over(want):
                 self._shrink()
-            if self._held + want > self._limit:
+            if self._over(want):
                 raise self._exhausted(size)
         try:
             buffer = self._alloc(want)
@@ -158,17 +176,25 @@ class RegionArena:
             except MemoryError as e:
                 raise self._exhausted(size) from e
         if self._strategy == "next_power_of_two":
-            self._next = min(self._next * 2, 1 << 30)
+            self._next = min(self._next * 2, max(self._max_extend, self._next))
         region = _Region(buffer, want, [(0, want)])
         self._regions.append(region)
         self._held += want
         self._extensions += 1
         return region, 0
 
+    def _over(self, more: int) -> bool:
+        return self._limit is not None and self._held + self._reserved + more > self._limit
+
     def _exhausted(self, size: int) -> OutOfMemory:
         limit = "none" if self._limit is None else f"{self._limit}"
         return OutOfMemory(
             f"{self._name}: out of memory, {size} bytes asked for, {self._held} held, {self._in_use} in use, "
-            f"limit {limit}",
+            f"{self._reserved} weights, limit {limit}",
             remedy="Raise memory_limit, use smaller inputs, or put another provider behind this one",
         )
+
+
+def _free_all(regions: list[_Region], free: Callable[[Any], None]) -> None:
+    while regions:
+        free(regions.pop().buffer)

@@ -1,10 +1,10 @@
 """Offsets for values of a plan: lifetimes in, places in as few and as small blocks as possible out.
 
-Values are placed one after the other, each in the smallest gap that is free during its whole lifetime (best fit; Pisarchyk
-and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020, who place the largest first). No single order is
-good on every model: by size loses a quarter on DenseNet's concatenations, by area a tenth on ResNet. So several orders are
-tried until one reaches the lower bound, then the best is improved by moving the value that ends highest to an earlier turn.
-Pure arithmetic; no device is touched.
+Values are placed one after the other, each in the smallest gap that is free during its whole lifetime (best fit;
+Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020, who place the largest first). No
+single order is good on every model: by size loses a quarter on DenseNet's concatenations, by area a tenth on ResNet. So
+several orders are tried until one reaches the lower bound, then the best is improved by moving the value that ends
+highest to an earlier turn. Pure arithmetic; no device is touched.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def assign(lifetimes: Sequence[Lifetime], alignment: int, max_block: int) -> Lay
 
     The same lifetimes give the same layout in every process.
     """
-    lives = [Lifetime(_rounded(v.nbytes, alignment), v.first, v.last) for v in lifetimes]
+    lives = [Lifetime(rounded(v.nbytes, alignment), v.first, v.last) for v in lifetimes]
     if not lives:
         return Layout([], [])
     bound = lower_bound(lives, alignment)
@@ -66,7 +66,8 @@ def lower_bound(lifetimes: Sequence[Lifetime], alignment: int) -> int:
     return max(_loads(lifetimes, alignment).values(), default=0)
 
 
-def _rounded(nbytes: int, alignment: int) -> int:
+def rounded(nbytes: int, alignment: int) -> int:
+    """Bytes that a value takes: a multiple of the alignment, not zero."""
     return -(-max(nbytes, 1) // alignment) * alignment
 
 
@@ -74,7 +75,7 @@ def _loads(lifetimes: Sequence[Lifetime], alignment: int) -> dict[int, int]:
     """Bytes alive from a step on, for each step at which that changes."""
     change: dict[int, int] = {}
     for life in lifetimes:
-        size = _rounded(life.nbytes, alignment)
+        size = rounded(life.nbytes, alignment)
         change[life.first] = change.get(life.first, 0) + size
         change[life.last + 1] = change.get(life.last + 1, 0) - size
     alive = 0
@@ -117,7 +118,7 @@ class _Trial:
 
 
 def _lowest(entries: Sequence[tuple[int, int, int, int]], life: Lifetime) -> int:
-    """Offset of the smallest gap that fits among the values alive at the same time, else the end of the last of them."""
+    """Offset of the smallest gap that fits among the values alive at the same time, else the end of the last."""
     size, first, last = life.nbytes, life.first, life.last
     best, best_gap, end = -1, 1 << 62, 0
     for offset, stop, other_first, other_last in entries:

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from gpurt.memory.offsets import Lifetime, assign, lower_bound
+from gpurt.errors import OutOfMemory
+from gpurt.memory.offsets import Lifetime, assign, lower_bound, rounded
 from gpurt.plan.builder import DeviceStep, Draft, HostStep, ReadStep, Slot, WriteStep
+from gpurt.plan.usage import Usage
 from gpurt.plan.values import DeviceTensor, Held, Lease, Run, aligned_empty
 from gpurt.provider import Bound, BufferRef, DeviceMemory
 
@@ -30,6 +32,8 @@ class Plan:
         self._places: dict[Slot, tuple[int, int]] = {}
         self.blocks: dict[int, Sequence[int]] = {}
         self.lower_bounds: dict[int, int] = {}
+        self.sizes: dict[int, int] = {}
+        self.yields: dict[int, int] = {}
         for space, memory in enumerate(memories):
             if memory is None:
                 continue
@@ -39,7 +43,11 @@ class Plan:
             self._places.update(zip(slots, layout.places, strict=True))
             self.blocks[space] = layout.blocks
             self.lower_bounds[space] = lower_bound(lifetimes, memory.arena.alignment)
+            self.sizes[space] = layout.peak
+            roots = {p.slots[space].root()[0] for _, p in draft.outputs if space in p.slots}
+            self.yields[space] = sum(rounded(r.nbytes, memory.arena.alignment) for r in roots if r in self._places)
         self._pool: list[PlanState] = []
+        self._retired = False
         self._lock = threading.Lock()
 
     def _merge_in_place(self) -> None:
@@ -70,13 +78,41 @@ class Plan:
         with self._lock:
             state = self._pool.pop() if self._pool else None
         if state is None:
-            state = PlanState(self._draft, self._places, self.blocks, self._memories, run, env)
-        lease = Lease(lambda: run.after(lambda: self._give_back(state)))
-        state.execute(run, env, lease)
+            state = self._state(run, env)
+        usage = run.usage
+        usage.begin(self.sizes, self.lower_bounds)
+        lease = Lease(lambda: run.after(lambda: self._give_back(state, usage)))
+        try:
+            state.execute(run, env, lease)
+        finally:
+            usage.yielded(self.yields)
 
-    def _give_back(self, state: PlanState) -> None:
+    def trim(self) -> None:
+        """Give the memory of states that no run has back to the arenas."""
+        with self._lock:
+            idle, self._pool = self._pool, []
+        for state in idle:
+            state.close()
+
+    def retire(self) -> None:
+        """Keep no memory from now on: what runs still have is given back when they end."""
+        self._retired = True
+        self.trim()
+
+    def _state(self, run: Run, env: Mapping[str, Held]) -> PlanState:
+        """A new state; where memory is short, idle states of all plans make room first."""
+        try:
+            return PlanState(self._draft, self._places, self.blocks, self._memories, run, env)
+        except OutOfMemory:
+            run.relieve()
+        return PlanState(self._draft, self._places, self.blocks, self._memories, run, env)
+
+    def _give_back(self, state: PlanState, usage: Usage) -> None:
+        usage.end(self.sizes, self.yields)
         with self._lock:
             self._pool.append(state)
+        if self._retired:
+            self.trim()
 
 
 class PlanState:
@@ -95,20 +131,38 @@ class PlanState:
         self._places = places
         self._memories = memories
         self._blocks: dict[int, list[BufferRef]] = {}
+        self._frees: list[weakref.finalize[Any, Any]] = []
+        self._ops: list[Op] = []
+        # Values that bring their own memory: where they are bound, to be set again when the memory is another.
+        self._foreign: dict[tuple[str, int], list[tuple[Bound, int, int, int]]] = {}
+        self._current: dict[tuple[str, int], BufferRef] = {}
+        try:
+            self._take(blocks, run)
+            self._ops = self._bind(run, env)
+        except BaseException:
+            self.close()
+            raise
+        for _, place in draft.outputs:
+            for slot in place.slots.values():
+                self._note_foreign(slot)
+
+    def _take(self, blocks: Mapping[int, Sequence[int]], run: Run) -> None:
         for space, sizes in blocks.items():
             arena = self._memory(space).arena
             taken = self._blocks[space] = []
             for nbytes in sizes:
                 ref = arena.alloc(nbytes)
-                weakref.finalize(self, arena.free, ref)
+                self._frees.append(weakref.finalize(self, arena.free, ref))
                 taken.append(ref)
-        # Values that bring their own memory: where they are bound, to be set again when the memory is another.
-        self._foreign: dict[tuple[str, int], list[tuple[Bound, int, int, int]]] = {}
-        self._current: dict[tuple[str, int], BufferRef] = {}
-        self._ops = self._bind(run, env)
-        for _, place in draft.outputs:
-            for slot in place.slots.values():
-                self._note_foreign(slot)
+            run.usage.allocated(space, len(sizes))
+
+    def close(self) -> None:
+        """Give the blocks back, after the kernels that are bound to them."""
+        self._ops = []
+        self._foreign.clear()
+        self._current.clear()
+        for free in self._frees:
+            free()
 
     def _memory(self, space: int) -> DeviceMemory:
         memory = self._memories[space]

@@ -126,7 +126,7 @@ class GraphRunner:
             self._site.planned(self.graph, plan)
             plans[signature] = plan
             while len(plans) > self._site.plan_cache_size:
-                plans.popitem(last=False)
+                plans.popitem(last=False)[1].retire()
             return plan
 
 

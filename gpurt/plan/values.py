@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from gpurt.errors import OutOfMemory
+from gpurt.plan.usage import Usage
 from gpurt.provider import BufferRef, DeviceMemory
 from gpurt.spec import Spec
 
@@ -39,12 +41,16 @@ class DeviceTensor:
 class Run:
     """One call of session.run: its queues, and what must stay untouched until they are empty."""
 
-    def __init__(self, memories: Sequence[DeviceMemory | None], streams: dict[int, Any]) -> None:
+    def __init__(
+        self, memories: Sequence[DeviceMemory | None], streams: dict[int, Any], relieve: Callable[[], None]
+    ) -> None:
         self.memories = memories
+        self.relieve = relieve  # frees device memory that nobody needs now
         self._streams = streams
         self._after: list[Callable[[], None]] = []
         self._keep: list[Any] = []
         self._finished = False
+        self.usage = Usage()
 
     def memory(self, space: int) -> DeviceMemory:
         """The owner of a memory space."""
@@ -112,7 +118,12 @@ class Held:
         if tensor is None:
             memory = run.memory(space)
             array = np.ascontiguousarray(self.on_host(run))
-            ref = memory.arena.alloc(array.nbytes)
+            try:
+                ref = memory.arena.alloc(array.nbytes)
+            except OutOfMemory:
+                run.relieve()
+                ref = memory.arena.alloc(array.nbytes)
+            run.usage.allocated(space, 1)
             run.keep((array, memory.write(ref, array, run.stream(space))))
             lease = Lease(lambda: run.after(lambda: memory.arena.free(ref)))
             tensor = self.tensors[space] = DeviceTensor(ref, lease)

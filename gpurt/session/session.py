@@ -24,7 +24,6 @@ from gpurt.optimizer.settle import settle
 from gpurt.options import SessionOptions
 from gpurt.partitioner import Assigner, Compiler, Decisions
 from gpurt.partitioner.assign import CONTROL, SHAPE_REASON
-from gpurt.plan.runner import GraphRunner
 from gpurt.plan.values import Held, aligned_empty
 from gpurt.provider import HOST, Provider, Unavailable
 from gpurt.session.explain import Explanation, explain
@@ -46,7 +45,6 @@ class NodeArg:
         shape: for each dimension an int, a symbolic name or None; None where the rank is not known.
         type: ONNX type string: ``tensor(float)``, ``seq(map(int64,tensor(float)))``.
     """
-
 
     name: str
     shape: list[int | str | None] | None
@@ -107,7 +105,7 @@ class InferenceSession:
         times["compile"] = time.perf_counter()
         # A fresh evaluator: the one for folding remembers nodes, and with them weights, that are gone.
         self._site = Site(self._providers, compiler, Evaluator(host), options.plan_cache_size)
-        self._runner = GraphRunner(self._site, self._compiled, outputs_to_host=True)
+        self._runner = self._site.runner(self._compiled)
         self._inputs: list[GraphInput] = loaded.inputs
         self._outputs: list[GraphInput] = loaded.outputs
         self._overridable = loaded.overridable
@@ -183,6 +181,25 @@ class InferenceSession:
         """Who runs each node and who refused it why, every copy and cast; bytes are known once a shape was seen."""
         seen = [c for plan in dict.fromkeys(self._site.latest.values()) for c in plan.copies]
         return explain(self._compiled, self._providers, self._decisions, seen, self._site.replaced())
+
+    def memory(self) -> dict[str, dict[str, int]]:
+        """Use of device memory, by device (``"opencl:0"``), in bytes but for the last.
+
+        ``planned_peak`` and ``lower_bound`` are of the last run that ended: what its plans reserved at most at once,
+        and the largest sum of values alive at one step of the same order, each rounded up to the arena's alignment.
+        Workspaces and the bodies of control flow are in both, weights and memory of the caller's in neither. ``held``
+        is what the arena has from the device, ``in_use`` the part of it that plans kept for further runs have,
+        ``weights`` the constants, ``limit`` the memory_limit (0: none), ``allocations_last_run`` how many blocks the
+        last run took from the arena.
+        """
+        return self._site.memory()
+
+    def trim(self) -> int:
+        """Give device memory that no run needs now back to the devices; returns the bytes freed.
+
+        Plans stay known; the next run takes memory for them again.
+        """
+        return self._site.trim()
 
     def _wanted(self, output_names: Sequence[str] | None) -> list[int]:
         known = [o.name for o in self._outputs]

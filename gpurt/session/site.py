@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from gpurt.graph.view import NodeView
@@ -12,6 +14,7 @@ from gpurt.partitioner import CompiledGraph, Compiler, UnitItem
 from gpurt.partitioner.assign import part
 from gpurt.plan.plan import Plan
 from gpurt.plan.runner import GraphRunner
+from gpurt.plan.usage import Usage
 from gpurt.plan.values import Run
 from gpurt.provider import HOST, DeviceMemory, HostUnit, Provider
 
@@ -59,6 +62,8 @@ class Site:
                 self.memories.append(provider)
                 self.devices.append(provider.device)
             self._spaces.append(numbers[provider.memory_space])
+        self.usage = Usage()
+        _SITES.add(self)
 
     def space(self, provider: int) -> int:
         """Number of a provider's memory space; 0 is the host."""
@@ -81,11 +86,12 @@ class Site:
             return dict(self._fallbacks)
 
     def runner(self, graph: CompiledGraph) -> GraphRunner:
-        """The runner of a nested graph."""
+        """The runner of a graph level; the first that is asked for is the model's own, whose outputs go to the host."""
         found = self._runners.get(id(graph))
         if found is None:
             with self.lock:
-                found = self._runners.setdefault(id(graph), GraphRunner(self, graph, outputs_to_host=False))
+                outermost = not self._runners
+                found = self._runners.setdefault(id(graph), GraphRunner(self, graph, outputs_to_host=outermost))
         return found
 
     def planned(self, graph: CompiledGraph, plan: Plan) -> None:
@@ -98,10 +104,48 @@ class Site:
         """A run with queues of its own, taken from the pool; all work is complete when it ends."""
         with self.lock:
             streams = self._idle.pop() if self._idle else {}
-        run = Run(self.memories, streams)
+        run = Run(self.memories, streams, partial(relieve, self.memories))
         try:
             yield run
         finally:
             run.finish()
+            self.usage = run.usage
             with self.lock:
                 self._idle.append(streams)
+
+    def memory(self) -> dict[str, dict[str, int]]:
+        """See InferenceSession.memory."""
+        usage, found = self.usage, {}
+        for space, memory in enumerate(self.memories):
+            if memory is None:
+                continue
+            stats = memory.arena.stats()
+            found[self.devices[space]] = {
+                "planned_peak": usage.peak.get(space, 0),
+                "lower_bound": usage.bound.get(space, 0),
+                "held": stats["held"],
+                "in_use": stats["in_use"],
+                "weights": memory.weights(),
+                "limit": stats["limit"],
+                "allocations_last_run": usage.allocations.get(space, 0),
+            }
+        return found
+
+    def trim(self) -> int:
+        """Give idle plans' memory back to the arenas, and what these then have to spare to the devices; bytes freed."""
+        with self.lock:
+            plans = [p for runner in self._runners.values() for p in runner.plans()]
+        for plan in plans:
+            plan.trim()
+        return sum(m.arena.shrink() for m in self.memories if m is not None)
+
+
+_SITES: weakref.WeakSet[Site] = weakref.WeakSet()
+
+
+def relieve(memories: Sequence[DeviceMemory | None]) -> None:
+    """Free what no run needs now in the arenas of these memories, whichever session holds it."""
+    arenas = {id(m.arena) for m in memories if m is not None}
+    for site in list(_SITES):
+        if any(m is not None and id(m.arena) in arenas for m in site.memories):
+            site.trim()

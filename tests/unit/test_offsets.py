@@ -47,7 +47,8 @@ def test_a_value_over_the_largest_block_gets_one_of_its_own():
 
 def test_no_order_alone_is_good_but_one_of_them_is():
     # A dense block: each layer's output is read by all later ones, beside short-lived work of another size.
-    dense = [Lifetime(128 * (i + 1), i, 24) for i in range(24)] + [Lifetime(128 * (40 - i), i, i + 1) for i in range(24)]
+    dense = [Lifetime(128 * (i + 1), i, 24) for i in range(24)]
+    dense += [Lifetime(128 * (40 - i), i, i + 1) for i in range(24)]
     layout = assign(dense, 128, 1 << 30)
     assert layout.peak <= 1.05 * lower_bound(dense, 128)
 
