@@ -256,6 +256,9 @@ class DeviceMemory(ABC):
 
     arena: Arena
 
+    shares_host: bool = False
+    """Whether the device computes in the host's own memory, so that view and wrap take the place of copies."""
+
     @abstractmethod
     def stream(self) -> Any:
         """A new in-order queue."""
@@ -285,6 +288,17 @@ class DeviceMemory(ABC):
     @abstractmethod
     def constant(self, array: np.ndarray) -> BufferRef:
         """Device memory that holds this content, shared with everyone who asks for the same content."""
+
+    def view(self, ref: BufferRef) -> np.ndarray:
+        """Where shares_host: the bytes of the memory, as the host sees them, uint8 of shape [ref.nbytes].
+
+        Reading is right after synchronize, writing while nothing that is enqueued uses the memory.
+        """
+        raise NotImplementedError(f"{type(self).__name__} shares no memory with the host")
+
+    def wrap(self, array: np.ndarray) -> BufferRef:
+        """Where shares_host: a contiguous host array at a 64-byte boundary as device memory; the array is kept."""
+        raise NotImplementedError(f"{type(self).__name__} shares no memory with the host")
 
     def weights(self) -> int:
         """Optional: bytes of the constants that this provider's session holds on the device."""

@@ -35,6 +35,7 @@ class DeviceInfo:
     max_alloc: int = 1 << 31
     memory: int = 1 << 32
     base_align: int = 128
+    shares_host: bool = False  # computes in the host's memory, all of which the host can see
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +91,13 @@ class Driver(Protocol):
     def synchronize(self, stream: Any) -> None: ...
 
     def close(self) -> None: ...
+
+
+class SharingDriver(Driver, Protocol):
+    """What a driver offers besides where DeviceInfo.shares_host is set."""
+
+    def view(self, ref: BufferRef) -> np.ndarray:
+        """The memory's bytes as the host sees them, uint8 of shape [ref.nbytes]."""
+
+    def wrap(self, array: np.ndarray) -> Any:
+        """A buffer over a contiguous host array at a 64-byte boundary, which it keeps alive."""

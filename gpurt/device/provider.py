@@ -7,11 +7,11 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from gpurt.device.driver import DeviceInfo, Driver
+from gpurt.device.driver import DeviceInfo, Driver, SharingDriver
 from gpurt.device.fusion import groups
 from gpurt.device.handed_on import HANDED_ON
 from gpurt.device.table import TABLE, OpTable
@@ -50,6 +50,7 @@ class DeviceProvider(Provider, DeviceMemory):
         self.info: DeviceInfo = driver.info()
         self.device = device
         self.memory_space = device
+        self.shares_host = self.info.shares_host
         terms = {
             "limit": _nbytes(options, "memory_limit", None),
             "strategy": options.get("arena_extend_strategy", "next_power_of_two"),
@@ -121,6 +122,14 @@ class DeviceProvider(Provider, DeviceMemory):
     def synchronize(self, stream: Any) -> None:
         """See DeviceMemory."""
         self.driver.synchronize(stream)
+
+    def view(self, ref: BufferRef) -> np.ndarray:
+        """See DeviceMemory."""
+        return cast("SharingDriver", self.driver).view(ref)
+
+    def wrap(self, array: np.ndarray) -> BufferRef:
+        """See DeviceMemory."""
+        return BufferRef(cast("SharingDriver", self.driver).wrap(array), 0, array.nbytes)
 
     def constant(self, array: np.ndarray) -> BufferRef:
         """See DeviceMemory."""

@@ -7,7 +7,7 @@ can be computed from shapes and small host values alone is computed here, once, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -15,7 +15,20 @@ import numpy as np
 from gpurt.graph.view import NodeView
 from gpurt.infer import infer
 from gpurt.partitioner.result import CompiledGraph, ControlItem, UnitItem
-from gpurt.provider import DeviceUnit, HostUnit, Operand, Refused, UnitPlan
+from gpurt.plan.steps import (
+    DeviceStep,
+    Draft,
+    HostStep,
+    Place,
+    ReadStep,
+    Slot,
+    Step,
+    StoreStep,
+    SyncStep,
+    ViewStep,
+    WriteStep,
+)
+from gpurt.provider import DeviceUnit, HostUnit, Operand, Refused
 from gpurt.spec import Spec, Unknown
 
 FOLD_BYTES: Final = 1 << 20  # larger constants of a plan would cost more to keep than to compute
@@ -38,108 +51,6 @@ class Planning(Protocol):
         """Units of the next providers for a unit that was refused; raises NotImplemented if there is none."""
 
 
-class Slot:
-    """A range of memory in one space; `root` is the slot it is a part of."""
-
-    __slots__ = ("bound", "first", "last", "name", "nbytes", "parent", "shift", "space")
-
-    def __init__(self, space: int, nbytes: int, *, name: str = "", bound: Any = None) -> None:
-        self.space = space
-        self.nbytes = nbytes
-        self.name = name  # of the value that brings its own memory into the plan; "" for memory the plan assigns
-        self.bound = bound  # memory of a constant
-        self.parent: Slot | None = None
-        self.shift = 0
-        self.first = 1 << 60
-        self.last = -1
-
-    def root(self) -> tuple[Slot, int]:
-        """The slot that owns the memory, and the offset in it."""
-        slot, shift = self, 0
-        while slot.parent is not None:
-            shift += slot.shift
-            slot = slot.parent
-        return slot, shift
-
-    def use(self, step: int) -> None:
-        """Extend the lifetime to a step."""
-        slot, _ = self.root()
-        slot.first = min(slot.first, step)
-        slot.last = max(slot.last, step)
-
-
-@dataclass(slots=True)
-class HostStep:
-    """Call a host unit: registers in, registers out."""
-
-    unit: HostUnit
-    ins: Sequence[int]
-    outs: Sequence[int]
-
-
-@dataclass(slots=True)
-class DeviceStep:
-    """Launch a unit's plan over slots, in the order of its operands."""
-
-    space: int
-    plan: UnitPlan
-    slots: Sequence[Slot]
-
-
-@dataclass(slots=True)
-class WriteStep:
-    """Copy a host register into a slot."""
-
-    register: int
-    slot: Slot
-
-
-@dataclass(slots=True)
-class ReadStep:
-    """Copy a slot into a new array in a register; complete after the next SyncStep of the space."""
-
-    slot: Slot
-    register: int
-    spec: Spec
-
-
-@dataclass(slots=True)
-class SyncStep:
-    """Wait for the queue of a space."""
-
-    space: int
-
-
-Step = HostStep | DeviceStep | WriteStep | ReadStep | SyncStep
-
-
-@dataclass(slots=True)
-class Place:
-    """Where a value of the plan is: a register of the host, slots in spaces, or known content."""
-
-    spec: Spec | None
-    register: int | None = None
-    slots: dict[int, Slot] = field(default_factory=dict)
-    pending: int | None = None  # space whose queue must be waited for before the host reads the register
-    entry: str = ""  # name of the held value it came from
-    home: int = 0  # space it was produced in
-    copied: frozenset[int] = frozenset()  # spaces it was copied to, in the words of explain()
-
-
-@dataclass(slots=True)
-class Draft:
-    """A plan before memory is assigned."""
-
-    end: int
-    steps: list[Step]
-    slots: list[Slot]
-    registers: int
-    preset: list[tuple[int, Any]]
-    entries: list[tuple[str, int]]
-    outputs: list[tuple[str, Place]]
-    copies: list[dict[str, Any]]
-
-
 class _Cut(Exception):
     pass
 
@@ -154,11 +65,15 @@ class Builder:
         held: Mapping[str, Spec | None],
         slotted: frozenset[str],
         devices: Sequence[str],
+        shared: frozenset[int] = frozenset(),
     ) -> None:
         self._planning = planning
         self._graph = graph
         self._slotted = slotted  # entry values copied into slots of the plan, instead of memory of their own
         self._devices = devices
+        self._shared = shared  # spaces whose devices compute in the host's memory
+        self._lasting: set[Slot] = set()
+        self._busy: set[int] = set()  # spaces whose queue may still work for this plan
         self._steps: list[Step] = []
         self._slots: list[Slot] = []
         self._registers = 0
@@ -197,8 +112,9 @@ class Builder:
         for space in sorted({p.pending for _, p in outputs if p.pending is not None}):
             self._sync(space)
         for _, place in outputs:
-            for slot in place.slots.values():
-                slot.use(len(self._steps))
+            self._lasting.update(place.slots.values(), place.views)
+        for slot in self._lasting:
+            slot.use(len(self._steps))
         return Draft(end, self._steps, self._slots, self._registers, self._preset, self._entries, outputs, self._copies)
 
     # --- items
@@ -267,13 +183,16 @@ class Builder:
             place = None if name is None else self._places[name]
             if place is not None and place.pending is not None:
                 self._sync(place.pending)
+        views = frozenset(s for n in unit.inputs if n is not None for s in self._places[n].views)
+        for slot in views:
+            slot.use(len(self._steps))
         specs = self._infer(unit)
         outs = []
         for position, name in enumerate(unit.outputs):
             register = self._register()
             outs.append(register)
             if name is not None:
-                self._places[name] = Place(specs[position] if specs else None, register)
+                self._places[name] = Place(specs[position] if specs else None, register, views=views)
         self._steps.append(HostStep(unit, ins, outs))
 
     def _infer(self, unit: HostUnit) -> Sequence[Spec] | None:
@@ -315,6 +234,7 @@ class Builder:
         step = len(self._steps)
         if plan.operands:
             self._steps.append(DeviceStep(space, plan, operands))
+            self._busy.add(space)
         for slot in [*operands, *outs]:
             slot.use(step)
         for position, name in enumerate(unit.outputs):
@@ -388,7 +308,11 @@ class Builder:
                 space, slot = next(iter(place.slots.items()))
                 assert place.spec is not None, "a device value has a shape"
                 slot.use(len(self._steps))
-                self._steps.append(ReadStep(slot, place.register, place.spec))
+                if space in self._shared:
+                    self._steps.append(ViewStep(slot, place.register, place.spec))
+                    place.views = frozenset((slot,))
+                else:
+                    self._steps.append(ReadStep(slot, place.register, place.spec))
                 place.pending = space
             else:
                 assert place.spec is not None, f"{name} is nowhere"
@@ -415,14 +339,21 @@ class Builder:
                 self._sync(place.pending)
             slot = Slot(space, spec.nbytes)
             self._slots.append(slot)
-            slot.use(len(self._steps))
-            self._steps.append(WriteStep(register, slot))
+            for used in (slot, *place.views):
+                used.use(len(self._steps))
+            if space in self._shared and space not in self._busy:
+                self._steps.append(StoreStep(register, slot))
+            else:
+                self._steps.append(WriteStep(register, slot))
+                self._busy.add(space)
+                self._lasting |= place.views  # the queue reads them some time before the run ends
             self._copy(name, space, cause)
         place.slots[space] = slot
         return slot
 
     def _sync(self, space: int) -> None:
         self._steps.append(SyncStep(space))
+        self._busy.discard(space)
         for place in self._places.values():
             if place.pending == space:
                 place.pending = None
@@ -432,6 +363,8 @@ class Builder:
         place = self._places[name]
         if target == place.home or target in place.copied or place.spec is None:
             return
+        if {place.home, target} <= {0, *self._shared}:
+            return  # one memory
         place.copied |= {target}
         source, to = self._devices[place.home], self._devices[target]
         self._copies.append({"value": name, "from": source, "to": to, "bytes": place.spec.nbytes, "cause": cause})

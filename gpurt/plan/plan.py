@@ -12,10 +12,11 @@ import numpy as np
 
 from gpurt.errors import OutOfMemory
 from gpurt.memory.offsets import Lifetime, assign, lower_bound, rounded
-from gpurt.plan.builder import DeviceStep, Draft, HostStep, ReadStep, Slot, WriteStep
+from gpurt.plan.steps import DeviceStep, Draft, HostStep, ReadStep, Slot, StoreStep, ViewStep, WriteStep
 from gpurt.plan.usage import Usage
 from gpurt.plan.values import DeviceTensor, Held, Lease, Run, aligned_empty
 from gpurt.provider import Bound, BufferRef, DeviceMemory
+from gpurt.spec import Spec
 
 Op = Callable[[Run, list[Any]], None]
 
@@ -133,6 +134,7 @@ class PlanState:
         self._blocks: dict[int, list[BufferRef]] = {}
         self._frees: list[weakref.finalize[Any, Any]] = []
         self._ops: list[Op] = []
+        self._mapped: dict[int, np.ndarray] = {}  # arrays, by id, that show device memory to the host
         # Values that bring their own memory: where they are bound, to be set again when the memory is another.
         self._foreign: dict[tuple[str, int], list[tuple[Bound, int, int, int]]] = {}
         self._current: dict[tuple[str, int], BufferRef] = {}
@@ -214,6 +216,11 @@ class PlanState:
             flush()
             if isinstance(step, HostStep):
                 ops.append(_call(step))
+            elif isinstance(step, StoreStep):
+                ops.append(_store(step, self._memory(step.slot.space), self._ref(step.slot, run, env)))
+            elif isinstance(step, ViewStep):
+                self._note_foreign(step.slot)
+                ops.append(_view(step, partial(self._ref, step.slot), self._mapped))
             elif isinstance(step, WriteStep):
                 ops.append(_write(step, self._memory(step.slot.space), self._ref(step.slot, run, env)))
             elif isinstance(step, ReadStep):
@@ -245,7 +252,8 @@ class PlanState:
                 continue
             held = Held(spec=place.spec)
             if place.register is not None:
-                held = Held(registers[place.register])
+                value = registers[place.register]
+                held = Held(_own(value, self._mapped) if self._mapped else value)
             for space, slot in place.slots.items():
                 root, shift = slot.root()
                 if root.name and root.name in env:
@@ -295,6 +303,51 @@ def _read(step: ReadStep, ref: Callable[[Run, Mapping[str, Held]], BufferRef]) -
         registers[register] = array
 
     return op
+
+
+def _store(step: StoreStep, memory: DeviceMemory, ref: BufferRef) -> Op:
+    register, target = step.register, memory.view(ref)
+
+    def op(_: Run, registers: list[Any]) -> None:
+        array = np.ascontiguousarray(registers[register])
+        target[: array.nbytes] = array.reshape(-1).view(np.uint8)
+
+    return op
+
+
+def _view(step: ViewStep, ref: Callable[[Run, Mapping[str, Held]], BufferRef], mapped: dict[int, np.ndarray]) -> Op:
+    register, spec, space = step.register, step.spec, step.slot.space
+
+    def op(run: Run, registers: list[Any]) -> None:
+        whole = run.memory(space).view(ref(run, {}))
+        base = _root(whole)
+        mapped[id(base)] = base
+        seen = whole[: spec.nbytes].view(spec.dtype).reshape(spec.shape)
+        seen.flags.writeable = False
+        registers[register] = seen
+
+    return op
+
+
+def _own(value: Any, mapped: Mapping[int, np.ndarray]) -> Any:
+    """A value that does not lie in a plan's blocks: arrays over mapped memory, or over who knows what, are copied."""
+    if isinstance(value, list):
+        return [_own(v, mapped) for v in value]
+    if not isinstance(value, np.ndarray) or value.dtype.kind == "O":
+        return value
+    root = _root(value)
+    if root.flags.owndata and id(root) not in mapped:
+        return value
+    copy = aligned_empty(Spec(value.dtype, value.shape))
+    copy[...] = value
+    return copy
+
+
+def _root(array: np.ndarray) -> np.ndarray:
+    """The array that a view is of, at the end of all views."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
 
 
 def _synchronize(space: int) -> Op:

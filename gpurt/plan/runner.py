@@ -120,7 +120,8 @@ class GraphRunner:
             known = {n: _kept(s) for n, s in specs.items()}
             # What the host has is copied into the plan's own memory; what is on a device is used where it is.
             slotted = frozenset(n for n in self.graph.inputs if n in env and env[n].host is not MISSING)
-            builder = Builder(self._site, self.graph, known, slotted, self._site.devices)
+            shared = frozenset(i for i, m in enumerate(self._site.memories) if m is not None and m.shares_host)
+            builder = Builder(self._site, self.graph, known, slotted, self._site.devices, shared)
             draft = builder.build(position, outputs_to_host=self._outputs_to_host)
             plan = Plan(draft, self._site.memories)
             self._site.planned(self.graph, plan)

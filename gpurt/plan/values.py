@@ -124,7 +124,10 @@ class Held:
                 run.relieve()
                 ref = memory.arena.alloc(array.nbytes)
             run.usage.allocated(space, 1)
-            run.keep((array, memory.write(ref, array, run.stream(space))))
+            if memory.shares_host:
+                memory.view(ref)[: array.nbytes] = array.reshape(-1).view(np.uint8)
+            else:
+                run.keep((array, memory.write(ref, array, run.stream(space))))
             lease = Lease(lambda: run.after(lambda: memory.arena.free(ref)))
             tensor = self.tensors[space] = DeviceTensor(ref, lease)
         return tensor.ref

@@ -9,7 +9,7 @@ from typing import Any
 from gpurt.partitioner import CompiledGraph, ControlItem, Decisions, UnitItem
 from gpurt.partitioner.compile import reads, writes
 from gpurt.partitioner.shapes import shape_known
-from gpurt.provider import HOST, Provider
+from gpurt.provider import HOST, DeviceMemory, Provider
 
 
 class Explanation:
@@ -121,10 +121,13 @@ def _level(
     nodes = [n for i in graph.items for n in (i.unit.nodes if isinstance(i, UnitItem) else (i.node,))]
     constant = set(graph.constants) | shape_known(nodes, graph.constants)
     done: set[tuple[str, str]] = set()
+    one_memory = {host, *(p.device for p in providers if isinstance(p, DeviceMemory) and p.shares_host)}
 
     def copy(name: str, target: str, cause: str) -> Iterator[dict[str, Any]]:
         source = homes.get(name)
         if source is None or source == target or name in constant or (name, target) in done:
+            return
+        if {source, target} <= one_memory:
             return
         done.add((name, target))
         yield {"value": name, "from": source, "to": target, "bytes": None, "cause": cause}

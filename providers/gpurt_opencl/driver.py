@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyopencl as cl
@@ -18,10 +20,14 @@ _WRITABLE = cl.mem_flags.READ_WRITE
 class OpenCLDriver:
     """One OpenCL device: a context of its own, shared by all sessions of the process."""
 
-    def __init__(self, device: cl.Device, kernel_class: str = "auto") -> None:
+    def __init__(self, device: cl.Device, kernel_class: str = "auto", *, zero_copy: bool = True) -> None:
         self.device = device
         self.context = cl.Context([device])
         self._info = device_info(device, kernel_class)
+        self._maps: dict[int, np.ndarray] = {}
+        self._mapping: cl.CommandQueue | None = None
+        if zero_copy and self._info.kind == "cpu" and device.host_unified_memory and self._computes_in_place():
+            self._info = replace(self._info, shares_host=True)
 
     def info(self) -> DeviceInfo:
         """Facts about the device."""
@@ -36,7 +42,37 @@ class OpenCLDriver:
 
     def free(self, buffer: cl.Buffer) -> None:
         """Give the buffer back."""
+        self._maps.pop(buffer.int_ptr, None)  # unmaps it
         buffer.release()
+
+    def view(self, ref: BufferRef) -> np.ndarray:
+        """See SharingDriver; the buffer is mapped at the first call, once for all.
+
+        OpenCL leaves open what kernels do with a mapped buffer. Where the driver computes in place, which is tried
+        before sharing is announced, the mapping is the buffer itself, and waiting for the queue is enough.
+        """
+        whole = self._maps.get(ref.buffer.int_ptr)
+        if whole is None:
+            whole = self._maps[ref.buffer.int_ptr] = self._map(ref.buffer)
+        return whole[ref.offset : ref.offset + ref.nbytes]
+
+    def wrap(self, array: np.ndarray) -> cl.Buffer:
+        """See SharingDriver."""
+        return cl.Buffer(self.context, _WRITABLE | cl.mem_flags.USE_HOST_PTR, hostbuf=array)
+
+    def _map(self, buffer: cl.Buffer) -> np.ndarray:
+        if self._mapping is None:
+            self._mapping = cl.CommandQueue(self.context)
+        flags: Any = cl.map_flags.READ | cl.map_flags.WRITE
+        mapped: np.ndarray = cl.enqueue_map_buffer(self._mapping, buffer, flags, 0, (buffer.size,), np.uint8)[0]  # type: ignore[type-var]
+        return mapped
+
+    def _computes_in_place(self) -> bool:
+        """Whether a buffer over host memory is that memory, and two mappings of a buffer are the same."""
+        host = aligned(4096)
+        wrapped, own = self.wrap(host), self.alloc(4096)
+        first, second, over = self._map(own), self._map(own), self._map(wrapped)
+        return bool(first.ctypes.data == second.ctypes.data and over.ctypes.data == host.ctypes.data)
 
     def write(self, dst: BufferRef, src: np.ndarray, stream: cl.CommandQueue) -> cl.Event | None:
         """Enqueue a copy from host memory. The event holds the array, and its destructor would wait: keep it."""
@@ -133,6 +169,13 @@ class OpenCLLauncher:
 
     def __call__(self, stream: cl.CommandQueue) -> None:
         cl.enqueue_nd_range_kernel(stream, self._kernel, self._global, self._local)
+
+
+def aligned(nbytes: int) -> np.ndarray:
+    """Host memory at a 64-byte boundary, which drivers wrap without a copy."""
+    raw = np.zeros(nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + nbytes]
 
 
 def device_info(device: cl.Device, kernel_class: str = "auto") -> DeviceInfo:

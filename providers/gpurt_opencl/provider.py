@@ -21,6 +21,7 @@ class OpenCLProvider(DeviceProvider):
     options: ClassVar[Mapping[str, str]] = {
         **MEMORY_OPTIONS,
         "platform": "index, or case-insensitive part of a platform's name and version",
+        "zero_copy": "False: copy between host and device even where the device computes in the host's memory",
         "device": "index within the platform, or case-insensitive part of a device's name",
     }
 
@@ -41,7 +42,10 @@ class OpenCLProvider(DeviceProvider):
         if kernel_class not in ("auto", "gpu", "cpu"):
             raise InvalidArgument(f"kernel_class is {kernel_class!r}", provider="opencl", remedy="Use auto, gpu or cpu")
         number, device = discovery.choose(index, options.get("platform"), options.get("device"))
-        return cls(_driver(device, kernel_class), f"opencl:{number}", options)
+        zero_copy = options.get("zero_copy", True)
+        if not isinstance(zero_copy, bool):
+            raise InvalidArgument(f"zero_copy is {zero_copy!r}", provider="opencl", remedy="Give True or False")
+        return cls(_driver(device, kernel_class, zero_copy), f"opencl:{number}", options)
 
     # In a child that was forked, a driver without its threads waits for ever; so whatever may wait asks first.
 
@@ -71,16 +75,16 @@ def _not_forked() -> None:
         raise EPFail("a session does not survive a fork", provider="opencl", remedy="Start processes by spawn")
 
 
-_DRIVERS: dict[tuple[int, str], Any] = {}
+_DRIVERS: dict[tuple[int, str, bool], Any] = {}
 _LOCK = threading.Lock()
 
 
-def _driver(device: Any, kernel_class: str) -> Any:
+def _driver(device: Any, kernel_class: str, zero_copy: bool) -> Any:
     """The process's driver for a device: one context, and one set of weights, for all sessions."""
     from gpurt_opencl.driver import OpenCLDriver
 
-    key = (device.int_ptr, kernel_class)
+    key = (device.int_ptr, kernel_class, zero_copy)
     with _LOCK:
         if key not in _DRIVERS:
-            _DRIVERS[key] = OpenCLDriver(device, kernel_class)
+            _DRIVERS[key] = OpenCLDriver(device, kernel_class, zero_copy=zero_copy)
         return _DRIVERS[key]

@@ -37,7 +37,10 @@ class SimProvider(Provider, DeviceMemory):
     """Kernel provider over simulated memory."""
 
     name: ClassVar[str] = "sim"
-    options: ClassVar[Mapping[str, str]] = {"memory_limit": "most bytes the arena may hold"}
+    options: ClassVar[Mapping[str, str]] = {
+        "memory_limit": "most bytes the arena may hold",
+        "shares_host": "True: the host sees the device's memory",
+    }
 
     def __init__(self, index: int, limit: int | None) -> None:
         self.device = f"sim:{index}"
@@ -51,7 +54,9 @@ class SimProvider(Provider, DeviceMemory):
 
     @classmethod
     def open(cls, index: int | None, options: Mapping[str, Any]) -> Provider:
-        return cls(index or 0, options.get("memory_limit"))
+        provider = cls(index or 0, options.get("memory_limit"))
+        provider.shares_host = options.get("shares_host", False)
+        return provider
 
     def get_capability(self, graph: GraphView) -> Capability:
         claims, refused = [], {}
@@ -81,6 +86,9 @@ class SimProvider(Provider, DeviceMemory):
 
     def copy(self, dst: BufferRef, src: BufferRef, nbytes: int, stream: Queue) -> None:
         stream.append(lambda: _bytes(dst)[:nbytes].__setitem__(slice(None), _bytes(src)[:nbytes]))
+
+    def view(self, ref: BufferRef) -> np.ndarray:
+        return _bytes(ref)
 
     def synchronize(self, stream: Queue) -> None:
         while stream:
