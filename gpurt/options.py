@@ -62,7 +62,8 @@ class SessionOptions:
         partitioning: ``greedy``: the first provider in the list that can run a node takes it (ONNX Runtime's way).
         strict: an unusable provider in the list, or a node that falls to the appended cpu, is an error. Default False.
         cache_dir: folder for caches; None for the user's cache folder, False for none.
-        intra_op_num_threads: threads of NumPy's BLAS, for the whole process; 0 leaves them as they are.
+        intra_op_num_threads: threads of NumPy's BLAS, for the whole process, and of OpenCL devices that are CPUs, for
+            this session; 0 leaves them as they are.
         plan_cache_size: most plans kept for each point where a plan can begin; the least recently used goes first.
         log_severity_level: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal; -1 leaves the logger ``gpurt`` as it is.
         logid: a name for the session in log messages.

@@ -173,6 +173,14 @@ def open_provider(request: Request) -> Provider:
     return cls.open(request.index, request.options)
 
 
+def options(name: str) -> Mapping[str, str]:
+    """Options that a provider accepts, with their descriptions; none where its package cannot be imported."""
+    try:
+        return provider_class(name).options
+    except ProviderError:
+        return {}
+
+
 def _checked(name: str, cls: Any) -> type[Provider]:
     api = getattr(cls, "api", None)
     if not (isinstance(api, tuple) and len(api) == 2):

@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -85,6 +85,7 @@ class InferenceSession:
         loaded = load(path_or_bytes)
         differentiate(loaded.model, loaded.names)
         times["load"] = time.perf_counter()
+        requests = [_with_threads(r, options.intra_op_num_threads) for r in requests]
         self._providers = _open(requests, asked=providers is not None, strict=options.strict)
         times["providers"] = time.perf_counter()
         host = next(p for p in self._providers if p.memory_space == HOST)
@@ -242,6 +243,14 @@ def _open(requests: Sequence[registry.Request], *, asked: bool, strict: bool) ->
     if not any(p.memory_space == HOST for p in opened):
         opened.append(registry.open_provider(registry.Request("cpu", None, {})))
     return opened
+
+
+def _with_threads(request: registry.Request, threads: int) -> registry.Request:
+    """The session's number of threads, for a provider that has an option for it and was given none."""
+    name = "intra_op_num_threads"
+    if threads and name not in request.options and name in registry.options(request.name):
+        return replace(request, options={**request.options, name: threads})
+    return request
 
 
 def _owned(values: Sequence[Any], foreign: Sequence[Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,8 @@ import pyopencl as cl
 from gpurt.device import DeviceInfo, TensorArg
 from gpurt.errors import EPFail
 from gpurt.provider import BufferRef
+
+logger = logging.getLogger("gpurt.opencl")
 
 _WRITABLE = cl.mem_flags.READ_WRITE
 
@@ -62,7 +65,7 @@ class OpenCLDriver:
 
     def _map(self, buffer: cl.Buffer) -> np.ndarray:
         if self._mapping is None:
-            self._mapping = cl.CommandQueue(self.context)
+            self._mapping = self.stream()
         flags: Any = cl.map_flags.READ | cl.map_flags.WRITE
         mapped: np.ndarray = cl.enqueue_map_buffer(self._mapping, buffer, flags, 0, (buffer.size,), np.uint8)[0]  # type: ignore[type-var]
         return mapped
@@ -124,7 +127,7 @@ class OpenCLDriver:
 
     def stream(self) -> cl.CommandQueue:
         """A new in-order queue."""
-        return cl.CommandQueue(self.context)
+        return cl.CommandQueue(self.context, self.device)  # PoCL would take the device of which this one is a part
 
     def synchronize(self, stream: cl.CommandQueue) -> None:
         """Wait for the queue."""
@@ -169,6 +172,18 @@ class OpenCLLauncher:
 
     def __call__(self, stream: cl.CommandQueue) -> None:
         cl.enqueue_nd_range_kernel(stream, self._kernel, self._global, self._local)
+
+
+def sub_device(device: cl.Device, threads: int) -> cl.Device:
+    """So many compute units of a CPU device; the device itself for 0, and where it cannot be divided (GPUs)."""
+    if not threads or not device.type & cl.device_type.CPU:
+        return device
+    try:
+        divided: Any = [cl.device_partition_property.BY_COUNTS, threads]
+        return device.create_sub_devices(divided)[0]
+    except cl.Error:  # a driver need not be able to
+        logger.warning("%s cannot be limited to %d threads; all are used", device.name.strip(), threads)
+        return device
 
 
 def aligned(nbytes: int) -> np.ndarray:

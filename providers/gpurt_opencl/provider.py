@@ -22,6 +22,7 @@ class OpenCLProvider(DeviceProvider):
         **MEMORY_OPTIONS,
         "platform": "index, or case-insensitive part of a platform's name and version",
         "zero_copy": "False: copy between host and device even where the device computes in the host's memory",
+        "intra_op_num_threads": "cores of a CPU device to use, by a sub-device; default: SessionOptions', else all",
         "device": "index within the platform, or case-insensitive part of a device's name",
     }
 
@@ -45,7 +46,10 @@ class OpenCLProvider(DeviceProvider):
         zero_copy = options.get("zero_copy", True)
         if not isinstance(zero_copy, bool):
             raise InvalidArgument(f"zero_copy is {zero_copy!r}", provider="opencl", remedy="Give True or False")
-        return cls(_driver(device, kernel_class, zero_copy), f"opencl:{number}", options)
+        threads = options.get("intra_op_num_threads", 0)
+        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
+            raise InvalidArgument(f"intra_op_num_threads is {threads!r}", provider="opencl", remedy="Give a number")
+        return cls(_driver(device, kernel_class, zero_copy, threads), f"opencl:{number}", options)
 
     # In a child that was forked, a driver without its threads waits for ever; so whatever may wait asks first.
 
@@ -75,16 +79,18 @@ def _not_forked() -> None:
         raise EPFail("a session does not survive a fork", provider="opencl", remedy="Start processes by spawn")
 
 
-_DRIVERS: dict[tuple[int, str, bool], Any] = {}
+_DRIVERS: dict[tuple[int, str, bool, int], Any] = {}
 _LOCK = threading.Lock()
 
 
-def _driver(device: Any, kernel_class: str, zero_copy: bool) -> Any:
+def _driver(device: Any, kernel_class: str, zero_copy: bool, threads: int) -> Any:
     """The process's driver for a device: one context, and one set of weights, for all sessions."""
-    from gpurt_opencl.driver import OpenCLDriver
+    from gpurt_opencl.driver import OpenCLDriver, sub_device
 
-    key = (device.int_ptr, kernel_class, zero_copy)
+    if not 0 < threads < device.max_compute_units:
+        threads = 0
+    key = (device.int_ptr, kernel_class, zero_copy, threads)
     with _LOCK:
         if key not in _DRIVERS:
-            _DRIVERS[key] = OpenCLDriver(device, kernel_class, zero_copy=zero_copy)
+            _DRIVERS[key] = OpenCLDriver(sub_device(device, threads), kernel_class, zero_copy=zero_copy)
         return _DRIVERS[key]
