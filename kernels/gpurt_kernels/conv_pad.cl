@@ -4,7 +4,8 @@
    form a phase: a plane of depth x height x width values, of which pixel (d, h, w) of every tap in that phase reads the
    one at (d, h, w) plus a constant. Hence a tap of a channel is one offset for all pixels, and neighbouring pixels are
    neighbours in memory whatever the stride. `first` holds for each phase where its value 0 lies in the input, by axis.
-   Values outside the input are zero. */
+   Values outside the input are zero, and so are the `slack` elements behind the last plane, which the CPU class's last
+   tile of columns reads. */
 FN i32 clamp_(const i32 x, const i32 low, const i32 high) { return x < low ? low : x > high ? high : x; }
 
 #ifdef GP_CPU_CLASS
@@ -14,7 +15,7 @@ KFN(256, 1, 1)
 #endif
 conv_pad(INPUT(T, x), TENSOR(TP, y), INPUT(i32, first), const i32 images, const i32 phases, const i32 D, const i32 H,
          const i32 W, const i32 depth, const i32 height, const i32 width, const i32 stride_d, const i32 stride_h,
-         const i32 stride_w) {
+         const i32 stride_w, const i32 slack) {
   OPEN_IN(T, x);
   OPEN(TP, y);
   OPEN_IN(i32, first);
@@ -41,6 +42,8 @@ conv_pad(INPUT(T, x), TENSOR(TP, y), INPUT(i32, first), const i32 images, const 
     }
     to += width;
   }
+  if (index == images * phases - 1)
+    for (i32 i = 0; i < slack; i++) to[i] = 0;
 #else
   const i64 index = INDEX(0);
   const i64 plane = (i64)depth * height * width;

@@ -65,7 +65,8 @@ KFN(1, 1, 1) gemv_rows(
     }
     for (; k + 16 <= K; k += 16) s0 += LOAD16_(p + k) * LOAD16_(x + k);
     s0 = (s0 + s1) + (s2 + s3);
-    const float8 e = s0.lo + s0.hi;
+    const float8 *const halves = (const float8 *)&s0; /* .hi would do, but Oclgrind loses its lane 3 */
+    const float8 e = halves[0] + halves[1];
     const float4 q = e.lo + e.hi;
     float sum = (q.x + q.z) + (q.y + q.w);
     for (; k < K; k++) sum += p[k] * x[k];

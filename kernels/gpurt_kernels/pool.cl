@@ -105,7 +105,9 @@ FN i32 taps_within(i32 at, i32 step, i32 n, i32 limit, i32 with_padding) {
 #define TAP8(i) AT8(i)
 #elif STRIDE_W == 2
 /* The even ones of the first eight and, as the second read begins at 7, the odd ones of that. */
-FN A8 even8(A8 low, A8 high) { return (A8)(low.even, high.odd); }
+FN A8 even8(A8 low, A8 high) {
+  return (A8)(low.s0, low.s2, low.s4, low.s6, high.s1, high.s3, high.s5, high.s7);
+}
 #define TAP8(i) even8(AT8(i), AT8((i) + 7))
 #else
 #define TAP8(i) \

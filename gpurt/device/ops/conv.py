@@ -154,7 +154,7 @@ def padded_columns(c: Lowering, g: Geometry, x: Ref) -> Columns:
     planes = c.temp(dtype, (g.n * g.channels * per_channel + SLACK,))
     images = g.n * g.channels
     grid = images * len(all_phases) if c.cpu_class else -(-images * per_channel // 256)
-    sizes = (images, len(all_phases), *g.size, *plane, *g.stride)
+    sizes = (images, len(all_phases), *g.size, *plane, *g.stride, SLACK)
     c.launch(
         "conv_pad.cl",
         "conv_pad",

@@ -186,8 +186,10 @@ class _Layer:
         """The product X W^T for all steps: [direction][all rows][gates * hidden]."""
         c, x = self.c, self.c.input(0)
         k, n, m = x.shape[2], self.gates * self.hidden, self.steps * self.rows
-        # The last vector of the last row is read whole.
-        xw = c.temp(FLOAT32, (self.directions * m * n + 16,))
+        size = self.directions * m * n
+        xw = c.temp(FLOAT32, (size + 16,))
+        if c.cpu_class and self.width > self.hidden:  # the last vector of the last row is read whole
+            self.copy(None, xw.at(size, (16,)), (1, 1), 16, (0, 0), (0, 0))
         packed = packed_panels(c, 1, transposed=True)
         w: Mat | Panels = Mat(c.input(1), 1, k, (n * k,)) if packed is None else Panels(packed, (-(-n // 16) * k * 16,))
         gemm(c, Mat(x, k, 1, (0,)), w, Mat(xw, n, 1, (m * n,)), (m, n, k), (self.directions,))
