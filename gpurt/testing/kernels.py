@@ -35,8 +35,12 @@ def run_op(
     domain: str = "",
     outputs: int = 1,
     constant: Sequence[int] = (),
+    poison: bool = True,
 ) -> list[np.ndarray]:
     """Run one operator. Inputs at the positions `constant` are weights: the lowering may pack them.
+
+    Outputs and workspaces begin filled with 0xFF; without `poison` as memory that nobody has written, which a simulator
+    can tell from what was.
 
     Raises AssertionError with the provider's reason if it refuses the node.
     """
@@ -47,11 +51,16 @@ def run_op(
     assert capability.claims, f"refused: {capability.refused}"
     (unit,) = provider.compile(graph)
     arrays = [None if n is None else inputs[names[n]] for n in unit.inputs]
-    return run_unit(provider, unit, arrays, constant)  # type: ignore[arg-type]
+    return run_unit(provider, unit, arrays, constant, poison=poison)  # type: ignore[arg-type]
 
 
 def run_unit(
-    provider: DeviceProvider, unit: DeviceUnit, inputs: Sequence[np.ndarray | None], constant: Sequence[int] = ()
+    provider: DeviceProvider,
+    unit: DeviceUnit,
+    inputs: Sequence[np.ndarray | None],
+    constant: Sequence[int] = (),
+    *,
+    poison: bool = True,
 ) -> list[np.ndarray]:
     """Plan a unit for these inputs, bind it to poisoned buffers of the exact size, run it, read the outputs."""
     known = unit.host_inputs | set(constant)
@@ -62,9 +71,11 @@ def run_unit(
 
     def fresh(nbytes: int, content: np.ndarray | None = None) -> BufferRef:
         ref = BufferRef(provider.driver.alloc(max(nbytes, 1)), 0, max(nbytes, 1))
-        poison = np.full(max(nbytes, 1), 0xFF, np.uint8)
-        provider.write(ref, poison if content is None else np.ascontiguousarray(content), stream)
-        provider.synchronize(stream)
+        if content is None and poison:
+            content = np.full(ref.nbytes, 0xFF, np.uint8)
+        if content is not None:
+            provider.write(ref, np.ascontiguousarray(content), stream)
+            provider.synchronize(stream)
         return ref
 
     def input_ref(i: int) -> BufferRef:
