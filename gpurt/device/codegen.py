@@ -43,7 +43,7 @@ def emit(c: Lowering, root: Step, out: Ref) -> None:
     """Emit the launches that compute a step, and the steps it is made of, into a tensor."""
     if out.size == 0:
         return
-    _Kernel(c, _with_stored_parts(c, root), out).launch()
+    Kernel(c, _with_stored_parts(c, root), out).launch()
 
 
 def _with_stored_parts(c: Lowering, root: Step) -> Step:
@@ -65,7 +65,7 @@ def _with_stored_parts(c: Lowering, root: Step) -> Step:
         result: Step | Ref = Step(step.node, operands, step.dtype, step.shape)
         if costly and step is not root and step.size * 4 <= root.size:
             stored = c.temp(step.dtype, step.shape)
-            _Kernel(c, result, stored).launch()
+            Kernel(c, result, stored).launch()
             result, costly = stored, False
         done[id(step)] = result, costly
         return done[id(step)]
@@ -76,7 +76,7 @@ def _with_stored_parts(c: Lowering, root: Step) -> Step:
 
 
 @dataclass(slots=True, eq=False)
-class _Leaf:
+class Leaf:
     """A tensor that a kernel reads, or a number that it is given."""
 
     name: str
@@ -91,7 +91,7 @@ class _Leaf:
 
 
 @dataclass(slots=True)
-class _Params:
+class Params:
     """A kernel's parameters and the arguments for them."""
 
     text: list[str] = field(default_factory=list)
@@ -102,7 +102,7 @@ class _Params:
         self.args.append(arg)
 
 
-class _Kernel:
+class Kernel:
     """One kernel while it is written."""
 
     def __init__(self, c: Lowering, root: Step | Ref, out: Ref) -> None:
@@ -110,7 +110,7 @@ class _Kernel:
         self._c = c
         self._out = out
         self._steps: list[Step] = []
-        self._leaves: dict[int, _Leaf] = {}
+        self._leaves: dict[int, Leaf] = {}
         self._attrs: dict[str, np.generic] = {}
         self._collect(root)
         wide = c.cpu_class and c.info.dialect == "opencl"
@@ -181,7 +181,7 @@ class _Kernel:
     def launch(self) -> None:
         """Emit the launch."""
         c, out = self._c, self._out
-        params = _Params()
+        params = Params()
         opens, fixed = [], []
         for leaf in self._leaves.values():
             stored = kernel_name(leaf.ref.dtype)
@@ -193,7 +193,7 @@ class _Kernel:
             params.add(f"TENSOR(const {stored}, p{leaf.name})", leaf.ref)
             opens.append(f"OPEN(const {stored}, p{leaf.name});")
             if leaf.single:
-                fixed.append(self._splat(leaf, _scalar_load(leaf, "0")))
+                fixed.append(self._splat(leaf, scalar_load(leaf, "0")))
         for name, value in self._attrs.items():
             params.add(f"const {'double' if value.dtype == F64 else 'float'} {name}", value)
         params.add(f"TENSOR({kernel_name(out.dtype)}, y)", out)
@@ -208,18 +208,18 @@ class _Kernel:
         )
         c.launch(helper_text(kernel) + kernel, entry, params.args, [grid], [block])
 
-    def _splat(self, leaf: _Leaf, text: str) -> str:
+    def _splat(self, leaf: Leaf, text: str) -> str:
         """Declaration of a variable that holds one number, in every lane."""
         kind = register(leaf.ref.dtype, self._vector)
         if self._vector and leaf.ref.dtype == BOOL:
             text = f"-({text})"
         return f"const {kind} {leaf.name} = ({kind})({text});"
 
-    def _load(self, leaf: _Leaf, at: str) -> str:
+    def _load(self, leaf: Leaf, at: str) -> str:
         """Declaration of a variable with the element, or the `count` elements, at an index."""
         kind = register(leaf.ref.dtype, self._vector)
         if not self._vector:
-            return f"const {kind} {leaf.name} = {_scalar_load(leaf, at)};"
+            return f"const {kind} {leaf.name} = {scalar_load(leaf, at)};"
         pointer, dtype = f"p{leaf.name} + {at}", leaf.ref.dtype
         if dtype == F16:
             text = f"half_to_float8(load_u16((const GLOBAL u16 *)({pointer}), count))"
@@ -264,7 +264,7 @@ class _Kernel:
         share = -(-n // (4 * max(self._c.info.compute_units, 1)))
         return min(max(-(-share // 64) * 64, _LEAST_CHUNK), _MOST_CHUNK)
 
-    def _flat(self, params: _Params) -> tuple[list[str], int, int]:
+    def _flat(self, params: Params) -> tuple[list[str], int, int]:
         """CPU class, everything dense: one loop."""
         (n,) = self._dims
         chunk = self._chunk(n)
@@ -278,7 +278,7 @@ class _Kernel:
         ]
         return lines, -(-n // chunk), 1
 
-    def _rows(self, params: _Params) -> tuple[list[str], int, int]:
+    def _rows(self, params: Params) -> tuple[list[str], int, int]:
         """CPU class, broadcast: an item walks some rows, or a part of one; coordinates are counted up row by row."""
         *outer, inner = self._dims
         rows = math.prod(outer)
@@ -312,7 +312,7 @@ class _Kernel:
         loads = []
         for leaf in walked:
             if leaf.strides[-1] == 0:
-                lines.append(self._splat(leaf, _scalar_load(leaf, "0")))
+                lines.append(self._splat(leaf, scalar_load(leaf, "0")))
             else:
                 loads.append(self._load(leaf, "i"))
         lines += [*self._inner(loads, "i"), "y += inner;"]
@@ -325,7 +325,7 @@ class _Kernel:
         parts = -(-inner // part)
         return lines, parts * -(-rows // per_item), 1
 
-    def _items(self, params: _Params) -> tuple[list[str], int, int]:
+    def _items(self, params: Params) -> tuple[list[str], int, int]:
         """GPU class: an item computes a few elements that lie a group's width apart, so that accesses coalesce."""
         n = math.prod(self._dims)
         block = min(_BLOCK, self._c.info.max_group)
@@ -368,20 +368,20 @@ class _Kernel:
         return lines, -(-n // (_PER_ITEM * block)), block
 
 
-def _leaf(name: str, ref: Ref) -> _Leaf:
+def _leaf(name: str, ref: Ref) -> Leaf:
     const = ref.spec.const
     if ref.size != 1 or const is None or const.size != 1:
-        return _Leaf(name, ref)
+        return Leaf(name, ref)
     value = const.reshape(())[()]
     held = np.int32 if ref.dtype == BOOL else ref.dtype.type
     if ref.dtype == F16 or ref.dtype in NARROW_FLOATS:
         held = np.float32
     elif ref.dtype in SUBBYTE:
         held = SUBBYTE[ref.dtype][0].type
-    return _Leaf(name, ref, held(value))
+    return Leaf(name, ref, held(value))
 
 
-def _scalar_load(leaf: _Leaf, at: str) -> str:
+def scalar_load(leaf: Leaf, at: str) -> str:
     if leaf.ref.dtype == F16:
         return f"LD_HALF(p{leaf.name}, {at})"
     if leaf.ref.dtype in NARROW_FLOATS:

@@ -5,70 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from gpurt.device.codegen import emit
-from gpurt.device.lowering import Emitted, Ref
-from gpurt.device.ops.elementwise import FUSIBLE, step_for
-from gpurt.device.steps import Step, eight_wide
-from gpurt.device.unit import Host, finish, lowering_for
+from gpurt.device.epilogue import FLOAT32, HEADS
+from gpurt.device.fused import FusedUnit, HeadedUnit
+from gpurt.device.ops.elementwise import FUSIBLE
+from gpurt.device.steps import eight_wide
+from gpurt.device.unit import Host
 from gpurt.graph.view import GraphView, NodeView
-from gpurt.infer import infer
-from gpurt.provider import DeviceUnit, Operand, Refused, UnitPlan
-from gpurt.spec import Spec
+from gpurt.provider import DeviceUnit
 
 MOST_INPUTS: Final = 16
 MOST_NODES: Final = 32
 _SCALED: Final = ("QuantizeLinear", "DequantizeLinear")
-
-
-class FusedUnit:
-    """Elementwise nodes as one kernel; all inner values live in registers.
-
-    Only where broadcasting would compute a costly inner value many times over, a kernel of its own stores it first;
-    that is seen when shapes are known, so grouping needs no shapes.
-    """
-
-    def __init__(self, host: Host, nodes: Sequence[NodeView]) -> None:
-        self._host = host
-        self.nodes = nodes
-        made = {v.name for node in nodes for v in node.outputs if v is not None}
-        names = [v.name for node in nodes for v in node.inputs if v is not None and v.name not in made]
-        self.inputs: Sequence[str | None] = list(dict.fromkeys(names))
-        last = nodes[-1].outputs[0]
-        assert last is not None
-        self.outputs: Sequence[str | None] = [last.name]
-        self.host_inputs: frozenset[int] = frozenset()
-
-    def plan(self, inputs: Sequence[Spec | None]) -> UnitPlan:
-        """Shapes from the rules, node by node; one launch for the last. Raises Refused or Unknown."""
-        specs: dict[str, Spec] = {}
-        values: dict[str, Ref | Step] = {}
-        for i, (name, spec) in enumerate(zip(self.inputs, inputs, strict=True)):
-            if name is None or spec is None:
-                raise Refused(f"{self.nodes[0].op}: {name!r} is not there")
-            specs[name], values[name] = spec, Ref(spec, Operand("in", i))
-        for node in self.nodes:
-            try:
-                out = infer(node, [None if v is None else specs[v.name] for v in node.inputs])[0]
-                step = step_for(node, [None if v is None else values[v.name] for v in node.inputs], out)
-            except ValueError as e:
-                raise Refused(str(e)) from e
-            output = node.outputs[0]
-            assert output is not None
-            specs[output.name], values[output.name] = out, step
-        emitted = Emitted()
-        c = lowering_for(self._host, self.nodes[-1], inputs, [out], emitted)
-        emit(c, step, c.output())
-        inplace = {0: _walked_alike(inputs, out)}
-        return finish(self._host, emitted, [out], "+".join(n.op_type for n in self.nodes), inplace)
-
-
-def _walked_alike(inputs: Sequence[Spec | None], out: Spec) -> tuple[int, ...]:
-    """Positions of the inputs that are read exactly where the result is written, so that both may be one memory."""
-    return tuple(
-        i
-        for i, spec in enumerate(inputs)
-        if spec is not None and spec.shape == out.shape and spec.dtype.itemsize == out.dtype.itemsize
-    )
 
 
 def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[NodeView, ...]]:
@@ -94,14 +41,52 @@ def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[Node
         by_result[node.outputs[0].name] = sorted(members)  # type: ignore[union-attr]
 
     by_last = {members[-1]: members for members in by_result.values()}
-    inner = {number for members in by_result.values() for number in members[:-1]}
+    heads = _heads(host, partition, list(by_last.values()), readers, kept)
+    inner = {number for members in by_result.values() for number in members[:-1]} | set(heads.values())
     units: list[DeviceUnit | tuple[NodeView, ...]] = []
     for number, node in enumerate(partition.nodes):
         if number in by_last:
-            units.append(FusedUnit(host, [partition.nodes[i] for i in by_last[number]]))
+            nodes = [partition.nodes[i] for i in by_last[number]]
+            head = heads.get(number)
+            units.append(FusedUnit(host, nodes) if head is None else HeadedUnit(host, partition.nodes[head], nodes))
         elif number not in inner:
             units.append((node,))
     return units
+
+
+def _heads(
+    host: Host, partition: GraphView, groups: Sequence[Sequence[int]], readers: dict[str, set[int]], kept: set[str]
+) -> dict[int, int]:
+    """Last node of a group -> the product whose epilogue it is; where two come into question, the later one."""
+    makers = {v.name: number for number, node in enumerate(partition.nodes) for v in node.outputs if v is not None}
+    found: dict[int, int] = {}
+    for members in groups:
+        nodes = [partition.nodes[i] for i in members]
+        if not _eight_wide_throughout(host, nodes) or any(n.op_type in _SCALED for n in nodes):
+            continue
+        names = {v.name for node in nodes for v in node.inputs if v is not None}
+        possible = [
+            makers[name]
+            for name in names
+            if name in makers
+            and name not in kept
+            and readers[name] <= set(members)
+            and _heading(host, partition, makers[name])
+        ]
+        if possible:
+            found[members[-1]] = max(possible)
+    return found
+
+
+def _heading(host: Host, partition: GraphView, number: int) -> bool:
+    node = partition.nodes[number]
+    row = host.table.rows.get((node.domain, node.op_type))
+    out = node.outputs[0]
+    return row is not None and row.lower in HEADS and out is not None and out.dtype == FLOAT32
+
+
+def _eight_wide_throughout(host: Host, nodes: Sequence[NodeView]) -> bool:
+    return host.info.kernel_class != "cpu" or all(_eight_wide(node) for node in nodes)
 
 
 def _fusable(host: Host, node: NodeView) -> bool:

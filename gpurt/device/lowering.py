@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from gpurt.graph.view import NodeView, ValueView
 from gpurt.infer import infer
 from gpurt.provider import Operand, Refused
 from gpurt.spec import Spec, Unknown
+
+if TYPE_CHECKING:
+    from gpurt.device.epilogue import Epilogue
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,6 +87,7 @@ class Lowering:
         specs: input specs by position; None where an optional input is left out.
         outs: output specs by position, from the shape rules.
         info: facts about the device.
+        epilogue: elementwise nodes that follow, for rows among epilogue.HEADS, which may take them over.
     """
 
     node: NodeView
@@ -97,6 +101,7 @@ class Lowering:
     ins: Sequence[Ref | None]
     results: list[Ref]
     depth: int = 0
+    epilogue: Epilogue | None = None
 
     @property
     def cpu_class(self) -> bool:

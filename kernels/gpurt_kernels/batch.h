@@ -3,3 +3,13 @@
 #define BATCH_SIZES const i32 z_first, const i32 z_n1, const i32 z_n0
 #define BATCH_AT(x, z) \
   ((i64)((z) / z_n0 / z_n1) * x##_s2 + (i64)((z) / z_n0 % z_n1) * x##_s1 + (i64)((z) % z_n0) * x##_s0)
+
+/* What an epilogue brings (see gpurt.device.epilogue): parameters of the kernel, and functions of a result's value and
+   its position e in the whole tensor. A kernel keeps y_first, where y is before the batch moves it. */
+#ifdef EPILOGUE
+#define FINISH1(v, p) epilogue1((v), e_first + ((p) - y_first) EPILOGUE_PASS)
+#else
+#define EPILOGUE_PARAMS
+#define EPILOGUE_OPEN
+#define FINISH1(v, p) (v)
+#endif

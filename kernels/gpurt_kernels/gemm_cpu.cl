@@ -26,6 +26,14 @@ struct __attribute__((packed)) unaligned_sums {
 #define VECTOR_STORE T_IS_FLOAT
 #endif
 #define NR (16 * NV)
+#ifdef EPILOGUE
+FN float16 epilogue16(const float16 v, const i64 e EPILOGUE_FORMALS) {
+  return (float16)(epilogue8(v.lo, e EPILOGUE_PASS), epilogue8(v.hi, e + 8 EPILOGUE_PASS));
+}
+#define FINISH16(v, p) epilogue16((v), e_first + ((p) - y_first) EPILOGUE_PASS)
+#else
+#define FINISH16(v, p) (v)
+#endif
 
 #if A_CONTIGUOUS
 #define A_STEP 1
@@ -43,11 +51,15 @@ KFN(1, 1, 1) gemm_cpu(
 #if B_MODE == 2
     INPUT(i32, table), const i32 plane_w, const i32 plane_h, const i32 out_w, const i32 out_h,
 #endif
-    BATCH_SIZES, const i32 rows, const i32 M, const i32 N, const i32 K, const float alpha) {
+    EPILOGUE_PARAMS BATCH_SIZES, const i32 rows, const i32 M, const i32 N, const i32 K, const float alpha) {
   const i32 z = GROUP(2) + z_first;
   OPEN_IN(float, a);
   OPEN_IN(float, b);
   OPEN(T, y);
+  EPILOGUE_OPEN
+#ifdef EPILOGUE
+  const GLOBAL T *const y_first = y;
+#endif
   a += BATCH_AT(a, z);
   b += BATCH_AT(b, z);
   y += BATCH_AT(y, z);
@@ -168,10 +180,10 @@ KFN(1, 1, 1) gemm_cpu(
         i32 plane_row = at_row[j], column = at_column[j];
         i32 pixels = (plane_row / plane_h * out_h + plane_row % plane_h) * out_w; /* before the row */
         if (VECTOR_STORE && whole[j]) {
-          STORE16(out + pixels + column, v);
+          STORE16(out + pixels + column, FINISH16(v, out + pixels + column));
         } else {
           for (i32 l = 0; l < 16 && 16 * j + l < to; l++) {
-            if (column < out_w && plane_row % plane_h < out_h) ST_T(out, pixels + column, ((VALUE *)&v)[l]);
+            if (column < out_w && plane_row % plane_h < out_h) ST_T(out, pixels + column, FINISH1(((VALUE *)&v)[l], out + pixels + column));
             if (++column == plane_w) {
               column = 0;
               plane_row++;
@@ -181,10 +193,11 @@ KFN(1, 1, 1) gemm_cpu(
         }
 #else
         if (VECTOR_STORE && 16 * j >= from && 16 * j + 16 <= end) {
-          STORE16(out + n0 + 16 * j, v);
+          STORE16(out + n0 + 16 * j, FINISH16(v, out + n0 + 16 * j));
         } else {
           for (i32 l = 0; l < 16; l++)
-            if (16 * j + l >= from && 16 * j + l < end) ST_T(out, n0 + 16 * j + l, ((VALUE *)&v)[l]);
+            if (16 * j + l >= from && 16 * j + l < end)
+              ST_T(out, n0 + 16 * j + l, FINISH1(((VALUE *)&v)[l], out + n0 + 16 * j + l));
         }
 #endif
       }

@@ -17,13 +17,17 @@ KFN(256, 1, 1) gemm_gpu(
 #if B_TABLE
     INPUT(i32, table), const i32 plane_w, const i32 plane_h, const i32 out_w, const i32 out_h,
 #endif
-    BATCH_SIZES, const i32 M, const i32 N, const i32 K, const T_ACC alpha) {
+    EPILOGUE_PARAMS BATCH_SIZES, const i32 M, const i32 N, const i32 K, const T_ACC alpha) {
   SHARED T_ACC a_tile[DEPTH][TILE + 1];
   SHARED T_ACC b_tile[DEPTH][TILE + 1];
   const i32 z = GROUP(2) + z_first, t = ITEM(0);
   OPEN_IN(TA, a);
   OPEN_IN(TB, b);
   OPEN(T, y);
+  EPILOGUE_OPEN
+#ifdef EPILOGUE
+  const GLOBAL T *const y_first = y;
+#endif
   a += BATCH_AT(a, z);
   b += BATCH_AT(b, z);
   y += BATCH_AT(y, z);
@@ -97,7 +101,7 @@ KFN(256, 1, 1) gemm_gpu(
 #if HAS_C
       v += beta * LD_T(c, (i64)m * rsc + (i64)n * csc);
 #endif
-      ST_T(y, (i64)m * rsy + n, v);
+      ST_T(y, (i64)m * rsy + n, FINISH1(v, y + (i64)m * rsy + n));
     }
   }
 }

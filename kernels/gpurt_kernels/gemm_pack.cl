@@ -39,11 +39,15 @@ KFN(1, 1, 1) gemv_rows(
 #if HAS_C
     INPUT(T, c), const i64 sc, BATCH_STRIDES(c), const float beta,
 #endif
-    BATCH_SIZES, const i32 rows, const i32 M, const i32 K, const float alpha) {
+    EPILOGUE_PARAMS BATCH_SIZES, const i32 rows, const i32 M, const i32 K, const float alpha) {
   const i32 z = GROUP(2) + z_first;
   OPEN_IN(float, a);
   OPEN_IN(float, x);
   OPEN(T, y);
+  EPILOGUE_OPEN
+#ifdef EPILOGUE
+  const GLOBAL T *const y_first = y;
+#endif
   a += BATCH_AT(a, z);
   x += BATCH_AT(x, z);
   y += BATCH_AT(y, z);
@@ -74,6 +78,6 @@ KFN(1, 1, 1) gemv_rows(
 #if HAS_C
     sum += beta * LD_T(c, m * sc);
 #endif
-    ST_T(y, m * sy, sum);
+    ST_T(y, m * sy, FINISH1(sum, y + m * sy));
   }
 }

@@ -15,7 +15,7 @@ KFN(GROUP_SIZE, 1, 1) gemm_skinny(
 #if B_TABLE
     INPUT(i32, table), const i32 plane_w, const i32 plane_h, const i32 out_w, const i32 out_h,
 #endif
-    BATCH_SIZES, const i32 M, const i32 N, const i32 K, const T_ACC alpha) {
+    EPILOGUE_PARAMS BATCH_SIZES, const i32 M, const i32 N, const i32 K, const T_ACC alpha) {
 #if SLICES > 1
   SHARED T_ACC part[GROUP_SIZE];
 #endif
@@ -23,6 +23,10 @@ KFN(GROUP_SIZE, 1, 1) gemm_skinny(
   OPEN_IN(TA, a);
   OPEN_IN(TB, b);
   OPEN(T, y);
+  EPILOGUE_OPEN
+#ifdef EPILOGUE
+  const GLOBAL T *const y_first = y;
+#endif
   a += BATCH_AT(a, z);
   b += BATCH_AT(b, z);
   y += BATCH_AT(y, z);
@@ -78,7 +82,7 @@ KFN(GROUP_SIZE, 1, 1) gemm_skinny(
 #if HAS_C
       sum += beta * LD_T(c, i * rsc + n * csc);
 #endif
-      ST_T(y, i * rsy + n, sum);
+      ST_T(y, i * rsy + n, FINISH1(sum, y + i * rsy + n));
     }
   }
 }

@@ -11,8 +11,9 @@ import numpy as np
 import gpurt_kernels
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.gemm import Mat, dense_strides, gemm
+from gpurt.device.ops.gemm import gemm
 from gpurt.device.ops.lanes import F32, F64, Args, group_size, lanes, share
+from gpurt.device.ops.matrices import Mat, dense_strides
 from gpurt.device.ops.movement import Dim, launch_rows, strided_copy
 from gpurt.device.table import FLOATS, op
 from gpurt.graph.view import NodeView

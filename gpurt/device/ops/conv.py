@@ -11,8 +11,10 @@ from functools import partial
 import numpy as np
 
 from gpurt.device.driver import DeviceInfo
+from gpurt.device.epilogue import HEADS, Epilogue
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.gemm import FLOAT32, I32_MAX, Columns, Mat, Panels, gemm, panels
+from gpurt.device.ops.gemm import FLOAT32, I32_MAX, gemm
+from gpurt.device.ops.matrices import Columns, Mat, Panels, panels
 from gpurt.device.table import op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import conv_geometry, window_arguments
@@ -93,12 +95,16 @@ def conv(c: Lowering) -> None:
     packed = None
     if c.cpu_class:
         packed = partial(c.packed, 1, "conv as panels", panels_of)
-    convolve(c, geometry(c.node, x.shape, w.shape), x, w, y, c.input(2) if c.has(2) else None, packed)
+    bias = c.input(2) if c.has(2) else None
+    convolve(c, geometry(c.node, x.shape, w.shape), x, w, y, bias, packed, epilogue=c.epilogue)
+
+
+HEADS.add(conv)
 
 
 def convolve(
     c: Lowering, g: Geometry, x: Ref, w: Ref, y: Ref, bias: Ref | None, packed: Callable[[], Ref | None] | None = None,
-    exact: int = 0,
+    exact: int = 0, epilogue: Epilogue | None = None,
 ) -> None:  # fmt: skip
     """Emit a convolution. `packed` gives the filters as panels, for the case that they are the right operand."""
     if y.size == 0:
@@ -108,7 +114,7 @@ def convolve(
         panel = packed() if packed is not None else None
         b: Mat | Panels = Mat(w, 1, g.k) if panel is None else Panels(panel)
         row = None if bias is None else Mat(bias, 0, 1)
-        gemm(c, Mat(x, g.k, 1), b, Mat(y, g.filters, 1), (g.n, g.filters, g.k), add=row, exact=exact)
+        gemm(c, Mat(x, g.k, 1), b, Mat(y, g.filters, 1), (g.n, g.filters, g.k), add=row, exact=exact, epilogue=epilogue)
         return
     rows, pixels = g.filters // g.group, g.pixels
     batch = (g.n, g.group)
@@ -123,7 +129,7 @@ def convolve(
         right = Mat(x, pixels, 1, (g.channels * pixels, channels * pixels))
     else:
         right = padded_columns(c, g, x)
-    gemm(c, a, right, out, size, batch, add=add, exact=exact)
+    gemm(c, a, right, out, size, batch, add=add, exact=exact, epilogue=epilogue)
 
 
 def panels_of(w: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ import numpy as np
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering
 from gpurt.device.ops.conv import three
-from gpurt.device.ops.gemm import FLOAT32, I32_MAX, Mat, gemm
+from gpurt.device.ops.gemm import FLOAT32, I32_MAX, gemm
+from gpurt.device.ops.matrices import Mat
 from gpurt.device.table import op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import conv_transpose_geometry, window_arguments

@@ -11,7 +11,8 @@ import numpy as np
 
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.gemm import Mat, dense_strides, gemm
+from gpurt.device.ops.gemm import gemm
+from gpurt.device.ops.matrices import Mat, dense_strides
 from gpurt.device.table import op
 from gpurt.graph.view import NodeView
 from gpurt.provider import Refused

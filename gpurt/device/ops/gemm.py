@@ -11,7 +11,9 @@ from typing import Final
 import numpy as np
 
 import gpurt_kernels
+from gpurt.device.epilogue import Epilogue
 from gpurt.device.lowering import Lowering, Ref
+from gpurt.device.ops.matrices import Columns, Mat, Panels, position_count
 from gpurt.provider import Refused
 
 FLOAT32: Final = np.dtype(np.float32)
@@ -21,68 +23,6 @@ MAX_LAUNCHES: Final = 1024  # of one product whose batch dimensions are too irre
 _LEVELS: Final = 3  # batch levels that a kernel resolves itself
 _MAX_Z: Final = 65535
 _SKINNY: Final = 8  # rows up to which a GPU reads B for every column by itself
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Mat:
-    """A matrix, or a batch of them, in a tensor's memory; all strides are in elements.
-
-    Attributes:
-        ref: the tensor, from the first matrix's first element on.
-        row: stride between rows.
-        col: stride between columns.
-        batch: stride for each batch dimension of the product; empty means 0 everywhere.
-    """
-
-    ref: Ref
-    row: int
-    col: int
-    batch: tuple[int, ...] = ()
-
-    @property
-    def t(self) -> Mat:
-        """The transposed matrix."""
-        return Mat(self.ref, self.col, self.row, self.batch)
-
-    def shifted(self, offset: int, batch: tuple[int, ...]) -> Mat:
-        """The same matrix further on in memory, with other batch strides."""
-        return Mat(self.ref.at(offset, self.ref.shape) if offset else self.ref, self.row, self.col, batch)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Panels:
-    """B in the form that the CPU class reads: float32 [batch, panel, k, 16], columns filled up with zeros."""
-
-    ref: Ref
-    batch: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Columns:
-    """B of a convolution: element (k, pixel) is at table[k] plus the pixel's position in padded planes.
-
-    Attributes:
-        ref: float32 planes (CPU class) or planes of any type, see conv_pad.cl.
-        table: int32 offset for each k.
-        plane: rows and columns of a plane; leading dimensions follow without gaps.
-        out: output depth, height and width.
-        batch: stride for each batch dimension.
-    """
-
-    ref: Ref
-    table: Ref
-    plane: tuple[int, int]
-    out: tuple[int, int, int]
-    batch: tuple[int, ...]
-
-
-def panels(b: np.ndarray) -> np.ndarray:
-    """Pack [..., K, N] for the CPU class into float32 [..., ceil(N / 16), K, 16]."""
-    *lead, k, n = b.shape
-    count = -(-n // 16)
-    padded = np.zeros((*lead, k, count * 16), np.float32)
-    padded[..., :n] = b
-    return np.moveaxis(padded.reshape(*lead, k, count, 16), -2, -3)
 
 
 def gemm(
@@ -97,6 +37,7 @@ def gemm(
     beta: float = 1.0,
     add: Mat | None = None,
     exact: int = 0,
+    epilogue: Epilogue | None = None,
 ) -> None:
     """Emit y = alpha A B + beta C for all batch indices.
 
@@ -111,8 +52,11 @@ def gemm(
         beta: factor of C.
         add: C, M x N of y's type, strides 0 where it is broadcast.
         exact: for small integers with an int32 result, neither alpha nor C: so many products add up exactly in float.
+        epilogue: what else is done to each element of y, where y's tensor is the epilogue's result.
     """
     m, n, k = size
+    if epilogue is not None and not (y.ref.dtype == FLOAT32 and epilogue.fits(n)):
+        epilogue = None
     if max(size) > I32_MAX:
         raise Refused(f"{c.node.op}: a product of {m} x {k} by {k} x {n} is too large for the kernel")
     if m == 0 or n == 0 or 0 in batch:
@@ -134,7 +78,7 @@ def gemm(
         for operand, stride in zip(operands, strides, strict=True):
             offset = sum(i * s for i, s in zip(index, stride, strict=False))
             moved.append(_moved(operand, offset, stride[len(outer) :]))
-        _Product(c, size, inner, alpha, beta, exact).emit(*moved)  # type: ignore[arg-type]
+        _Product(c, size, inner, alpha, beta, exact, epilogue).emit(*moved)  # type: ignore[arg-type]
 
 
 def _moved(operand: Mat | Panels | Columns, offset: int, batch: tuple[int, ...]) -> Mat | Panels | Columns:
@@ -171,6 +115,8 @@ class _Product:
     alpha: float
     beta: float
     exact: int = 0
+    epilogue: Epilogue | None = None
+    _text: str = ""  # of the epilogue, for the launch that stores the results
 
     def emit(self, a: Mat, b: Mat | Panels | Columns, y: Mat, add: Mat | None = None) -> None:
         if not self.c.cpu_class:
@@ -219,7 +165,7 @@ class _Product:
         tiles = -(-columns // (16 * vectors))
         split = self._row_split(m, rows, tiles, columns, k)
         self._launch(
-            "gemm_cpu.cl", "gemm_cpu", args, [*_i32(split, m, columns, k), np.float32(self.alpha)],
+            "gemm_cpu.cl", "gemm_cpu", self._finished(args, y), [*_i32(split, m, columns, k), np.float32(self.alpha)],
             (tiles, -(-m // split)), (1,), {"T": y.ref.dtype},
             {"MR": rows, "NV": vectors, "B_MODE": mode, "A_CONTIGUOUS": int(a.col == 1), "HAS_C": int(add is not None),
              "T_IS_FLOAT": int(y.ref.dtype == FLOAT32), "EXACT": self.exact},
@@ -276,7 +222,8 @@ class _Product:
         if add is not None:
             args += [add.ref, *_i64(c_step), *self._strides(add), np.float32(self.beta)]
         self._launch(
-            "gemm_pack.cl", "gemv_rows", args, [*_i32(rows, m, k), np.float32(self.alpha)], (-(-m // rows), 1), (1,),
+            "gemm_pack.cl", "gemv_rows", self._finished(args, y),
+            [*_i32(rows, m, k), np.float32(self.alpha)], (-(-m // rows), 1), (1,),
             {"T": y.ref.dtype}, {"HAS_C": int(add is not None)},
         )  # fmt: skip
 
@@ -314,6 +261,7 @@ class _Product:
         if isinstance(b, Columns):
             args += [b.table, *_i32(b.plane[1], b.plane[0], b.out[2], b.out[1])]
         defines = {"B_TABLE": int(table), "HAS_C": int(add is not None)}
+        args = self._finished(args, y)
         types = {"T": y.ref.dtype, "TA": a.ref.dtype, "TB": b.ref.dtype}
         numbers = [*_i32(m, n, k), acc.type(self.alpha)]
         if m <= _SKINNY:
@@ -334,6 +282,13 @@ class _Product:
             {**defines, "A_K_FAST": int(a.col == 1), "B_N_FAST": int(b_col == 1)},
         )  # fmt: skip
 
+    def _finished(self, args: list[Ref | np.generic], y: Mat) -> list[Ref | np.generic]:
+        """The arguments with the epilogue's."""
+        if self.epilogue is None:
+            return args
+        self._text, more = self.epilogue.text()
+        return [*args, np.int64(y.ref.offset), *more]
+
     def _added(self, add: Mat | None, acc: np.dtype) -> list[Ref | np.generic]:
         if add is None:
             return []
@@ -350,7 +305,7 @@ class _Product:
         """Launch over all batch indices; more than a grid's third dimension takes are done in slices."""
         inner = ((1,) * _LEVELS + self.batch)[-_LEVELS:]
         total = math.prod(inner)
-        body = gpurt_kernels.text("batch.h") + gpurt_kernels.text(source)
+        body = self._text + gpurt_kernels.text("batch.h") + gpurt_kernels.text(source)
         for first in range(0, total, _MAX_Z):
             sizes = _i32(first, inner[1], inner[2])
             self.c.launch(
@@ -375,20 +330,6 @@ def as_float(c: Lowering, ref: Ref) -> Ref:
         defines={"HAS_C": 0},
     )
     return converted
-
-
-def position_count(out: tuple[int, int, int], plane: tuple[int, int]) -> int:
-    """Positions in padded planes from the first output pixel to the last."""
-    return ((out[0] - 1) * plane[0] + out[1] - 1) * plane[1] + out[2]
-
-
-def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Element strides of a dense tensor."""
-    steps, step = [], 1
-    for size in reversed(shape):
-        steps.append(step)
-        step *= size
-    return tuple(reversed(steps))
 
 
 def _i32(*values: int) -> list[np.generic]:

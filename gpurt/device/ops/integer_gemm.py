@@ -17,8 +17,9 @@ from gpurt.device.codegen import emit
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.conv import convolve, geometry, panels_of
-from gpurt.device.ops.gemm import FLOAT32, panels
+from gpurt.device.ops.gemm import FLOAT32
 from gpurt.device.ops.matmul import product
+from gpurt.device.ops.matrices import panels
 from gpurt.device.steps import Step
 from gpurt.device.table import op
 from gpurt.graph.view import NodeView

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from gpurt.device.driver import DeviceInfo
+from gpurt.device.epilogue import HEADS, Epilogue
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.gemm import FLOAT16, FLOAT32, Mat, Panels, dense_strides, gemm, panels
+from gpurt.device.ops.gemm import FLOAT16, FLOAT32, gemm
+from gpurt.device.ops.matrices import Mat, Panels, dense_strides, panels
 from gpurt.device.table import op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import broadcast
@@ -35,7 +37,7 @@ def batch_steps(lead: Sequence[int], batch: Sequence[int], matrix: int) -> tuple
 
 def product(
     c: Lowering, a: Ref, b: Ref, y: Ref, packed: Ref | None, *, trans_a: bool = False, trans_b: bool = False,
-    alpha: float = 1.0, exact: int = 0,
+    alpha: float = 1.0, exact: int = 0, epilogue: Epilogue | None = None,
 ) -> None:  # fmt: skip
     """Matrices of rank 2 and more, batches broadcast; B also as panels where the CPU class has them."""
     *lead_a, m, k = a.shape
@@ -55,7 +57,7 @@ def product(
     if packed is not None:
         right = Panels(packed, batch_steps(lead_b, batch, -(-n // 16) * k * 16))
     out = Mat(y, n, 1, batch_steps(batch, batch, m * n))
-    gemm(c, left, right, out, (m, n, k), batch, alpha=alpha, exact=exact)
+    gemm(c, left, right, out, (m, n, k), batch, alpha=alpha, exact=exact, epilogue=epilogue)
 
 
 @op("MatMul", types=TYPES)
@@ -68,13 +70,13 @@ def matmul(c: Lowering) -> None:
         return
     if a.spec.rank == 1:
         a = a.view((1, a.size))
-    product(c, a, b, c.output(), packed_panels(c, 1, transposed=False))
+    product(c, a, b, c.output(), packed_panels(c, 1, transposed=False), epilogue=c.epilogue)
 
 
 def _times_vector(c: Lowering, a: Ref, b: Ref) -> None:
     k = b.size
     m = math.prod(a.shape[:-1])
-    gemm(c, Mat(a, k, 1), Mat(b, 1, 1), Mat(c.output(), 1, 1), (m, 1, k))
+    gemm(c, Mat(a, k, 1), Mat(b, 1, 1), Mat(c.output(), 1, 1), (m, 1, k), epilogue=c.epilogue)
 
 
 def _fused_check(node: NodeView, _: DeviceInfo) -> str | None:
@@ -92,7 +94,10 @@ def fused_matmul(c: Lowering) -> None:
     trans_a, trans_b = bool(c.node.attr("transA", 0)), bool(c.node.attr("transB", 0))
     alpha = c.node.attr("alpha", 1.0)
     packed = packed_panels(c, 1, trans_b)
-    product(c, c.input(0), c.input(1), c.output(), packed, trans_a=trans_a, trans_b=trans_b, alpha=alpha)
+    product(
+        c, c.input(0), c.input(1), c.output(), packed, trans_a=trans_a, trans_b=trans_b, alpha=alpha,
+        epilogue=c.epilogue,
+    )  # fmt: skip
 
 
 def _gemm_check(node: NodeView, _: DeviceInfo) -> str | None:
@@ -121,4 +126,7 @@ def gemm_op(c: Lowering) -> None:
         rows, cols = (1, 1, *c.input(2).shape)[-2:]
         add = Mat(c.input(2), 0 if rows == 1 else cols, 0 if cols == 1 else 1)
     alpha, beta = c.node.attr("alpha", 1.0), c.node.attr("beta", 1.0)
-    gemm(c, left, right, Mat(y, n, 1), (m, n, k), alpha=alpha, beta=beta, add=add)
+    gemm(c, left, right, Mat(y, n, 1), (m, n, k), alpha=alpha, beta=beta, add=add, epilogue=c.epilogue)
+
+
+HEADS.update((matmul, fused_matmul, gemm_op))

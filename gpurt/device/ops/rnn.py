@@ -16,8 +16,9 @@ import numpy as np
 import gpurt_kernels
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.gemm import FLOAT32, I32_MAX, Mat, Panels, gemm, panels
+from gpurt.device.ops.gemm import FLOAT32, I32_MAX, gemm
 from gpurt.device.ops.matmul import packed_panels
+from gpurt.device.ops.matrices import Mat, Panels, panels
 from gpurt.device.table import op
 from gpurt.graph.view import NodeView
 from gpurt.provider import Refused

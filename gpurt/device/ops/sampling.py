@@ -10,8 +10,9 @@ import numpy as np
 
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.gemm import Mat, gemm
+from gpurt.device.ops.gemm import gemm
 from gpurt.device.ops.lanes import F32, F64
+from gpurt.device.ops.matrices import Mat
 from gpurt.device.ops.movement import launch_rows
 from gpurt.device.table import FLOATS, op
 from gpurt.graph.view import NodeView

@@ -1,0 +1,86 @@
+"""Operands of the product that gemm() emits: matrices in memory, panels for the CPU class, columns of a convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpurt.device.lowering import Ref
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mat:
+    """A matrix, or a batch of them, in a tensor's memory; all strides are in elements.
+
+    Attributes:
+        ref: the tensor, from the first matrix's first element on.
+        row: stride between rows.
+        col: stride between columns.
+        batch: stride for each batch dimension of the product; empty means 0 everywhere.
+    """
+
+    ref: Ref
+    row: int
+    col: int
+    batch: tuple[int, ...] = ()
+
+    @property
+    def t(self) -> Mat:
+        """The transposed matrix."""
+        return Mat(self.ref, self.col, self.row, self.batch)
+
+    def shifted(self, offset: int, batch: tuple[int, ...]) -> Mat:
+        """The same matrix further on in memory, with other batch strides."""
+        return Mat(self.ref.at(offset, self.ref.shape) if offset else self.ref, self.row, self.col, batch)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Panels:
+    """B in the form that the CPU class reads: float32 [batch, panel, k, 16], columns filled up with zeros."""
+
+    ref: Ref
+    batch: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """B of a convolution: element (k, pixel) is at table[k] plus the pixel's position in padded planes.
+
+    Attributes:
+        ref: float32 planes (CPU class) or planes of any type, see conv_pad.cl.
+        table: int32 offset for each k.
+        plane: rows and columns of a plane; leading dimensions follow without gaps.
+        out: output depth, height and width.
+        batch: stride for each batch dimension.
+    """
+
+    ref: Ref
+    table: Ref
+    plane: tuple[int, int]
+    out: tuple[int, int, int]
+    batch: tuple[int, ...]
+
+
+def panels(b: np.ndarray) -> np.ndarray:
+    """Pack [..., K, N] for the CPU class into float32 [..., ceil(N / 16), K, 16]."""
+    *lead, k, n = b.shape
+    count = -(-n // 16)
+    padded = np.zeros((*lead, k, count * 16), np.float32)
+    padded[..., :n] = b
+    return np.moveaxis(padded.reshape(*lead, k, count, 16), -2, -3)
+
+
+def position_count(out: tuple[int, int, int], plane: tuple[int, int]) -> int:
+    """Positions in padded planes from the first output pixel to the last."""
+    return ((out[0] - 1) * plane[0] + out[1] - 1) * plane[1] + out[2]
+
+
+def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Element strides of a dense tensor."""
+    steps, step = [], 1
+    for size in reversed(shape):
+        steps.append(step)
+        step *= size
+    return tuple(reversed(steps))
