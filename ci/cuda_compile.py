@@ -137,10 +137,17 @@ def models() -> Iterator[tuple[str, onnx.ModelProto, dict[str, Any]]]:
 
 
 def variants(name: str, model: onnx.ModelProto, feeds: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """The same node with all inputs but the first as weights, in float16, and in double, as far as it has them."""
+    """The same node with all inputs but the first as weights, in float16 and double, and with a SiLU behind it."""
     import numpy as np
     import onnx
 
+    if model.graph.node[0].op_type in ("Conv", "Gemm", "MatMul"):
+        followed = onnx.ModelProto.FromString(model.SerializeToString())
+        product = followed.graph.node[0].output[0]
+        followed.graph.node[0].output[0] = "product"
+        followed.graph.node.append(onnx.helper.make_node("Sigmoid", ["product"], ["gate"]))
+        followed.graph.node.append(onnx.helper.make_node("Mul", ["product", "gate"], [product]))
+        yield f"{name}/followed", followed, feeds
     if len(feeds) > 1 and all(isinstance(v, np.ndarray) for v in feeds.values()):
         fixed = onnx.ModelProto.FromString(model.SerializeToString())
         rest = list(feeds)[1:]
