@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -13,70 +12,16 @@ import numpy as np
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.epilogue import HEADS, Epilogue
 from gpurt.device.lowering import Lowering, Ref
+from gpurt.device.ops.conv_shape import Geometry, geometry
 from gpurt.device.ops.gemm import FLOAT32, I32_MAX, gemm
 from gpurt.device.ops.matrices import Columns, Mat, Panels, panels
+from gpurt.device.ops.winograd import TILE, filters_of, tiles_of, winograd
+from gpurt.device.ops.winograd import pays as winograd_pays
 from gpurt.device.table import op
 from gpurt.graph.view import NodeView
-from gpurt.infer.shapes import conv_geometry, window_arguments
 from gpurt.provider import Refused
 
-Triple = tuple[int, int, int]
 SLACK = 16 * 16  # elements behind the planes that the last tile of columns may read
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """A convolution with three spatial axes; missing leading ones have size 1.
-
-    Attributes:
-        n, channels: batch and input channels.
-        size: input sizes.
-        kernel, stride, dilation: of the window.
-        begin: pads at the begin.
-        out: output sizes.
-        group: number of groups.
-        filters: output channels.
-    """
-
-    n: int
-    channels: int
-    size: Triple
-    kernel: Triple
-    stride: Triple
-    dilation: Triple
-    begin: Triple
-    end: Triple
-    out: Triple
-    group: int
-    filters: int
-
-    @property
-    def k(self) -> int:
-        """Length of the sum for one output element."""
-        return self.channels // self.group * math.prod(self.kernel)
-
-    @property
-    def pixels(self) -> int:
-        return math.prod(self.out)
-
-
-def geometry(node: NodeView, x: tuple[int, ...], w: tuple[int, ...]) -> Geometry:
-    """The convolution's numbers by attributes and shapes."""
-    rank = len(x) - 2
-    stride, dilation, _ = window_arguments(rank, node.attr("strides"), node.attr("dilations"), None)
-    out, begin, end = conv_geometry(
-        x[2:], w[2:], stride, dilation, node.attr("pads"), node.attr("auto_pad", "NOTSET")
-    )  # fmt: skip
-    return Geometry(
-        x[0], x[1], three(x[2:], 1), three(w[2:], 1), three(stride, 1), three(dilation, 1), three(begin, 0),
-        three(end, 0), three(out, 1), node.attr("group", 1), w[0],
-    )  # fmt: skip
-
-
-def three(values: tuple[int, ...], fill: int) -> Triple:
-    """One to three values as three, filled up in front."""
-    filled = (fill,) * (3 - len(values)) + tuple(values)
-    return filled[0], filled[1], filled[2]
 
 
 def _check(node: NodeView, _: DeviceInfo) -> str | None:
@@ -92,11 +37,18 @@ def conv(c: Lowering) -> None:
     x, w, y = c.input(0), c.input(1), c.output()
     if not 3 <= x.spec.rank <= 5:
         raise Refused(f"Conv with {x.spec.rank - 2} spatial axes")
-    packed = None
-    if c.cpu_class:
-        packed = partial(c.packed, 1, "conv as panels", panels_of)
+    g = geometry(c.node, x.shape, w.shape)
     bias = c.input(2) if c.has(2) else None
-    convolve(c, geometry(c.node, x.shape, w.shape), x, w, y, bias, packed, epilogue=c.epilogue)
+    if c.cpu_class and x.dtype == FLOAT32 and y.size and winograd_pays(g):
+        filters = c.packed(1, "winograd", filters_of)
+        if filters is not None:
+            _, rows, columns = tiles_of(g)
+            first = np.array([[0, -g.begin[1], -g.begin[2]]], np.int32)
+            planes = pad_planes(c, g, x, first, (1, TILE * rows + 2, TILE * columns + 2))
+            winograd(c, g, planes, filters, y, bias, c.epilogue)
+            return
+    packed = partial(c.packed, 1, "conv as panels", panels_of) if c.cpu_class else None
+    convolve(c, g, x, w, y, bias, packed, epilogue=c.epilogue)
 
 
 HEADS.add(conv)
@@ -156,18 +108,32 @@ def padded_columns(c: Lowering, g: Geometry, x: Ref) -> Columns:
     if channels * per_channel > I32_MAX or plane_size > I32_MAX:
         raise Refused(f"{c.node.op}: the padded input of a group has more than 2^31 elements")
     table = (np.arange(channels)[:, None] * per_channel + np.array(offsets)[None, :]).astype(np.int32)
+    planes = pad_planes(c, g, x, first, plane)
+    batch = (g.channels * per_channel, channels * per_channel)
+    return Columns(planes, c.constant(table.reshape(-1)), (plane[1], plane[2]), g.out, batch)
+
+
+def pad_planes(c: Lowering, g: Geometry, x: Ref, first: np.ndarray, plane: Sequence[int]) -> Ref:
+    """Emit the copy of x into planes of a size, padded with zeros: one for each channel and phase, see conv_pad.cl.
+
+    Args:
+        c: the operator's context.
+        g: the convolution's numbers.
+        x: its input.
+        first: where each phase's first value lies in the input, int32 [phases, 3].
+        plane: depth, height and width of a plane.
+    """
+    phases, images = len(first), g.n * g.channels
+    elements = images * phases * math.prod(plane)
     dtype = FLOAT32 if c.cpu_class else x.dtype
-    planes = c.temp(dtype, (g.n * g.channels * per_channel + SLACK,))
-    images = g.n * g.channels
-    grid = images * len(all_phases) if c.cpu_class else -(-images * per_channel // 256)
-    sizes = (images, len(all_phases), *g.size, *plane, *g.stride, SLACK)
+    planes = c.temp(dtype, (elements + SLACK,))
+    sizes = (images, phases, *g.size, *plane, *g.stride, SLACK)
     c.launch(
         "conv_pad.cl",
         "conv_pad",
         [x, planes, c.constant(first), *(np.int32(v) for v in sizes)],
-        [grid],
+        [images * phases if c.cpu_class else -(-elements // 256)],
         [1 if c.cpu_class else 256],
         types={"T": x.dtype, "TP": dtype},
     )
-    batch = (g.channels * per_channel, channels * per_channel)
-    return Columns(planes, c.constant(table.reshape(-1)), (plane[1], plane[2]), g.out, batch)
+    return planes

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering
-from gpurt.device.ops.conv import three
+from gpurt.device.ops.conv_shape import three
 from gpurt.device.ops.gemm import FLOAT32, I32_MAX, gemm
 from gpurt.device.ops.matrices import Mat
 from gpurt.device.table import op

@@ -16,7 +16,8 @@ import numpy as np
 from gpurt.device.codegen import emit
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.conv import convolve, geometry, panels_of
+from gpurt.device.ops.conv import convolve, panels_of
+from gpurt.device.ops.conv_shape import geometry
 from gpurt.device.ops.gemm import FLOAT32
 from gpurt.device.ops.matmul import product
 from gpurt.device.ops.matrices import panels
