@@ -13,6 +13,7 @@ from gpurt.device.driver import DeviceInfo
 from gpurt.device.epilogue import HEADS, Epilogue
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.conv_shape import Geometry, geometry
+from gpurt.device.ops.depthwise import depthwise, is_depthwise
 from gpurt.device.ops.gemm import FLOAT32, I32_MAX, gemm
 from gpurt.device.ops.matrices import Columns, Mat, Panels, panels
 from gpurt.device.ops.winograd import TILE, filters_of, tiles_of, winograd
@@ -47,6 +48,9 @@ def conv(c: Lowering) -> None:
             planes = pad_planes(c, g, x, first, (1, TILE * rows + 2, TILE * columns + 2))
             winograd(c, g, planes, filters, y, bias, c.epilogue)
             return
+    if c.cpu_class and x.dtype == FLOAT32 and y.size and is_depthwise(g):
+        depthwise(c, g, padded_columns(c, g, x), w, y, bias, c.epilogue)
+        return
     packed = partial(c.packed, 1, "conv as panels", panels_of) if c.cpu_class else None
     convolve(c, g, x, w, y, bias, packed, epilogue=c.epilogue)
 
