@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Final
 
@@ -59,6 +59,8 @@ class SessionOptions:
 
     Attributes:
         graph_optimization_level: GraphOptimizationLevel, its number or its name. Default all.
+        disabled_optimizers: names of optimizations that shall not run, global ones and rules; see gpurt.optimizer.
+        transformers: optimizations added with :meth:`add_transformer`.
         partitioning: ``greedy``: the first provider in the list that can run a node takes it (ONNX Runtime's way).
         strict: an unusable provider in the list, or a node that falls to the appended cpu, is an error. Default False.
         cache_dir: folder for caches; None for the user's cache folder, False for none.
@@ -71,6 +73,7 @@ class SessionOptions:
 
     __slots__ = (
         "cache_dir",
+        "disabled_optimizers",
         "graph_optimization_level",
         "intra_op_num_threads",
         "log_severity_level",
@@ -78,9 +81,11 @@ class SessionOptions:
         "partitioning",
         "plan_cache_size",
         "strict",
+        "transformers",
     )
 
     cache_dir: str | os.PathLike[str] | bool | None
+    disabled_optimizers: Sequence[str]
     graph_optimization_level: GraphOptimizationLevel
     intra_op_num_threads: int
     log_severity_level: int
@@ -88,10 +93,12 @@ class SessionOptions:
     partitioning: str
     plan_cache_size: int
     strict: bool
+    transformers: Sequence[Any]
 
     def __init__(self, **values: Any) -> None:
         defaults: Mapping[str, Any] = {
             "cache_dir": None,
+            "disabled_optimizers": (),
             "graph_optimization_level": GraphOptimizationLevel.ORT_ENABLE_ALL,
             "intra_op_num_threads": 0,
             "log_severity_level": -1,
@@ -99,6 +106,7 @@ class SessionOptions:
             "partitioning": "greedy",
             "plan_cache_size": 32,
             "strict": False,
+            "transformers": (),
         }
         for name, value in {**defaults, **values}.items():
             setattr(self, name, value)
@@ -115,11 +123,22 @@ class SessionOptions:
             value = _level(value)
         elif name == "partitioning" and value != "greedy":
             raise InvalidArgument(f"partitioning is {value!r}{suggest(str(value), ['greedy'])}", remedy="Use 'greedy'")
+        elif name in ("disabled_optimizers", "transformers"):
+            if isinstance(value, str) or not isinstance(value, Iterable):
+                raise InvalidArgument(f"{name} is {value!r}", remedy="Give a list")
+            value = tuple(value)
         elif name in ("intra_op_num_threads", "plan_cache_size", "log_severity_level"):
             low = {"intra_op_num_threads": 0, "plan_cache_size": 1, "log_severity_level": -1}[name]
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise InvalidArgument(f"{name} is {value!r}", remedy=f"Give an integer of at least {low}")
         object.__setattr__(self, name, value)
+
+    def add_transformer(self, transformer: Any) -> None:
+        """Add an optimization of your own: a gpurt.optimizer.RewriteRule or GraphTransformer, or the class of one.
+
+        It runs after gpurt's own, from the level that its attribute ``level`` names on; basic unless it has one.
+        """
+        self.transformers = (*self.transformers, transformer)
 
     def __repr__(self) -> str:
         return f"SessionOptions({', '.join(f'{n}={getattr(self, n)!r}' for n in self.__slots__)})"

@@ -91,12 +91,16 @@ class InferenceSession:
         host = next(p for p in self._providers if p.memory_space == HOST)
         evaluator = Evaluator(host)
         self._decisions = Decisions()
-        removed = optimize(loaded.model, options.graph_optimization_level, evaluator)
+        names, disabled = loaded.names, options.disabled_optimizers
+        report = optimize(
+            loaded.model, options.graph_optimization_level, evaluator, names,
+            disabled=disabled, extra=options.transformers,
+        )  # fmt: skip
+        removed = report.removed
         times["optimize"] = time.perf_counter()
-        names = loaded.names
         owners, groups = Assigner(loaded.model, self._providers, names, self._decisions).assign()
         if options.graph_optimization_level:
-            removed += settle(loaded.model, evaluator)
+            removed += settle(loaded.model, evaluator, names, disabled)
         self._decisions.removed = [{"name": r.name, "op_type": r.op_type, "why": r.why} for r in removed]
         if options.strict and host.name not in {r.name for r in requests}:
             _check_strict(loaded.model, owners, self._providers.index(host), self._decisions)

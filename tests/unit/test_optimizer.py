@@ -1,0 +1,343 @@
+"""Global transformations, and how optimizations are added, switched off, bounded and explained."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import textwrap
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from optimizing import feed, model_of, n, optimized, same_values, values
+
+import gpurt
+from gpurt.optimizer import GraphTransformer, Result, RewriteRule, Tools, transformers
+from gpurt.optimizer.fold import ConstantFolding
+from gpurt.optimizer.registry import GROUP
+from gpurt.optimizer.transformer import run
+
+F32 = TensorProto.FLOAT
+M = {"x": (4, 6)}
+
+
+def i64(*v: int) -> np.ndarray:
+    return np.array(v, np.int64)
+
+
+# What users write.
+
+
+class SinOfSin(RewriteRule):
+    """Sin(Sin(x)) -> Cos(x), which is wrong, and so can be told from what was there."""
+
+    why = "for a test"
+
+    def pattern(self, op, x):
+        return op.Sin(op.Sin(x, _name="inner"))
+
+    def check(self, m, inner):
+        return m if inner.name != "spared" else m.fail("this one is spared")
+
+    def rewrite(self, op, x):
+        return op.Cos(x)
+
+
+class Counting:
+    name = "Counting"
+
+    def __init__(self):
+        self.runs = 0
+
+    def apply(self, model, tools):
+        self.runs += 1
+        return Result()
+
+
+def sin_sin(name: str = "first") -> onnx.ModelProto:
+    return model_of([n("Sin", ["x"], ["a"], name), n("Sin", ["a"], ["y"], "second")], M)
+
+
+def test_a_users_rule_runs():
+    x = feed(M)
+    options = gpurt.SessionOptions()
+    options.add_transformer(SinOfSin)
+    session = gpurt.InferenceSession(sin_sin(), options, providers=["cpu"])
+    np.testing.assert_allclose(session.run(None, x)[0], np.cos(x["x"]), rtol=1e-5)
+    removed = session.explain().to_dict()["removed"]
+    assert removed == [{"name": k, "op_type": "Sin", "why": "for a test"} for k in ("second", "first")]
+
+
+def test_a_users_transformer_runs_until_nothing_changes():
+    counting = Counting()
+    assert isinstance(counting, GraphTransformer)
+    optimized(sin_sin(), extra=[counting])
+    assert counting.runs == 1
+
+
+def test_a_near_miss_says_why(caplog):
+    with caplog.at_level(logging.DEBUG, "gpurt.optimizer"):
+        ops, report, _ = optimized(sin_sin("spared"), extra=[SinOfSin()])
+    assert ops == ["Sin", "Sin"]
+    assert [(m.rule, m.node, m.reason) for m in report.misses] == [("SinOfSin", "second", "this one is spared")]
+    assert "SinOfSin did not fire at second: this one is spared" in caplog.text
+
+
+def test_switched_off_by_name():
+    assert optimized(sin_sin(), extra=[SinOfSin], disabled=["SinOfSin"])[0] == ["Sin", "Sin"]
+    x = feed(M)
+    options = gpurt.SessionOptions(disabled_optimizers=["SinOfSin"], transformers=[SinOfSin])
+    got = gpurt.InferenceSession(sin_sin(), options, providers=["cpu"]).run(None, x)[0]
+    np.testing.assert_allclose(got, np.sin(np.sin(x["x"])), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ConstantFolding", "StaticShapes", "DeadCode", "RewriteRules"])
+def test_global_ones_switch_off_too(name):
+    nodes = [n("Shape", ["x"], ["s"]), n("Size", ["s"], ["t"]), n("Identity", ["x"], ["i"]), n("Relu", ["i"], ["y"])]
+    nodes.append(n("Exp", ["i"], ["nobody"]))
+    model = model_of([*nodes, n("Neg", ["k"], ["u"]), n("Add", ["i", "u"], ["z"])], M, {"k": np.ones(1, "f4")})
+    full = optimized(model)[0]
+    assert full == ["Relu", "Add"]
+    part = optimized(model, disabled=[name, "ShapeArithmetic"])[0]
+    assert part == full if name == "StaticShapes" else part != full
+    same_values(model, feed(M), disabled_optimizers=[name])
+
+
+def test_unknown_names_are_refused():
+    options = gpurt.SessionOptions(disabled_optimizers=["ConstantFoldin"])
+    with pytest.raises(gpurt.InvalidArgument, match="did you mean 'ConstantFolding'"):
+        gpurt.InferenceSession(sin_sin(), options, providers=["cpu"])
+    with pytest.raises(gpurt.InvalidArgument, match="disabled_optimizers is 'DeadCode'"):
+        gpurt.SessionOptions(disabled_optimizers="DeadCode")
+    with pytest.raises(gpurt.InvalidArgument, match="is no transformation"):
+        optimized(sin_sin(), extra=[3])
+
+
+def test_levels():
+    class Late(SinOfSin):
+        level = gpurt.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+
+    basic, extended = gpurt.GraphOptimizationLevel.ORT_ENABLE_BASIC, gpurt.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    assert optimized(sin_sin(), basic, extra=[Late])[0] == ["Sin", "Sin"]
+    assert optimized(sin_sin(), extended, extra=[Late])[0] == ["Cos"]
+    assert optimized(sin_sin(), gpurt.GraphOptimizationLevel.ORT_DISABLE_ALL, extra=[Late])[0] == ["Sin", "Sin"]
+
+
+def test_a_failing_transformation_is_named():
+    class Broken(Counting):
+        name = "Broken"
+
+        def apply(self, model, tools):
+            raise ZeroDivisionError("oops")
+
+    with pytest.raises(gpurt.Fail, match=r"'Broken' failed: ZeroDivisionError: oops.*disabled_optimizers"):
+        optimized(sin_sin(), extra=[Broken()])
+
+
+def test_rules_that_undo_one_another_end(caplog):
+    class There(RewriteRule):
+        def pattern(self, op, x):
+            return op.Sin(x)
+
+        def rewrite(self, op, x):
+            return op.Cos(x)
+
+    class Back(There):
+        def pattern(self, op, x):
+            return op.Cos(x)
+
+        def rewrite(self, op, x):
+            return op.Sin(x)
+
+    optimized(sin_sin(), extra=[There, Back])
+    assert "seem to undo one another" in caplog.text
+
+
+def test_a_rule_that_asks_for_what_it_does_not_bind():
+    class Wrong(SinOfSin):
+        def rewrite(self, op, x, other):
+            return x
+
+    with pytest.raises(gpurt.InvalidArgument, match="asks for 'other'"):
+        Wrong()
+
+
+def test_plugins(monkeypatch, tmp_path, caplog):
+    (tmp_path / "plugged.py").write_text(
+        textwrap.dedent("""
+        from gpurt.optimizer import RewriteRule
+        class SinToCos(RewriteRule):
+            def pattern(self, op, x):
+                return op.Sin(x)
+            def rewrite(self, op, x):
+                return op.Cos(x)
+        def several():
+            return [SinToCos]
+    """)
+    )
+    info = tmp_path / "plugged-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugged\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[{GROUP}]\ngood = plugged:several\nbad = plugged:missing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert optimized(sin_sin())[0] == ["Cos", "Cos"]
+        assert optimized(sin_sin(), disabled=["SinToCos"])[0] == ["Sin", "Sin"]
+    finally:
+        sys.modules.pop("plugged", None)
+    assert "'bad' of a plug-in is left out" in caplog.text
+
+
+# Global transformations.
+
+
+def test_nodes_that_are_there_twice():
+    nodes = [
+        n("Mul", ["x", "a"], ["p"], "one"), n("Mul", ["x", "b"], ["q"], "two"), n("Mul", ["x", "c"], ["r"], "three"),
+        n("Sum", ["p", "q", "r"], ["y"]),
+    ]  # fmt: skip
+    model = model_of(nodes, M, {"a": np.full(1, 2, "f4"), "b": np.full(1, 2, "f4"), "c": np.full(1, 2.5, "f4")})
+    ops, report, _ = optimized(model)
+    assert ops == ["Mul", "Mul", "Sum"]
+    assert [(r.name, r.why) for r in report.removed] == [("two", "the same as one")]
+    same_values(model, feed(M))
+
+
+def test_random_nodes_and_other_attributes_are_not_the_same():
+    nodes = [
+        n("RandomNormalLike", ["x"], ["p"]), n("RandomNormalLike", ["x"], ["q"]), n("Sub", ["p", "q"], ["y"]),
+        n("LeakyRelu", ["x"], ["r"], alpha=0.1), n("LeakyRelu", ["x"], ["s"], alpha=0.2), n("Sub", ["r", "s"], ["z"]),
+    ]  # fmt: skip
+    assert len(optimized(model_of(nodes, M))[0]) == 6
+
+
+def test_outputs_that_are_the_same_both_stay():
+    model = model_of([n("Relu", ["x"], ["y"]), n("Relu", ["x"], ["z"])], M)
+    assert optimized(model)[0] == ["Relu", "Relu"]
+    same_values(model, feed(M))
+
+
+def test_folding_is_bounded():
+    nodes = [n("Expand", ["k", "s"], ["e"]), n("Add", ["x", "e"], ["y"])]
+    model = model_of(nodes, {"x": (1, 8)}, {"k": np.ones(1, "f4"), "s": i64(64, 8)})
+    assert optimized(model)[0] == ["Add"]
+
+    for limit in ({"fold_bytes": 1024}, {"fold_total": 1024}, {"fold_seconds": 0.0}):
+        _, _, graph = optimized(model, disabled=["ConstantFolding"])
+        assert not run(graph, [ConstantFolding()], Tools(None, None, **limit)).removed
+
+
+def test_dynamic_batch_reshape():
+    nodes = [
+        n("Shape", ["x"], ["s"]), n("Gather", ["s", "zero"], ["b"]), n("Unsqueeze", ["b", "axis"], ["u"]),
+        n("Gather", ["s", "one"], ["c"]), n("Mul", ["c", "four"], ["d"]), n("Unsqueeze", ["d", "axis"], ["v"]),
+        n("Concat", ["u", "v", "rest"], ["t"], axis=0), n("Relu", ["x"], ["r"]), n("Reshape", ["r", "t"], ["y"]),
+    ]  # fmt: skip
+    constants = {"zero": i64(0)[0], "one": i64(1)[0], "four": i64(4)[0], "axis": i64(0), "rest": i64(1)}
+    model = model_of(nodes, M, constants)
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", F32, ["batch", 2, 4]))
+    model.graph.ClearField("value_info")
+    ops, report, _ = optimized(model)
+    assert ops == ["Relu", "Reshape"]
+    assert any(r.why.startswith("shape arithmetic") for r in report.removed)
+    for batch in (1, 3, 0):
+        same_values(model, {"x": np.ones((batch, 2, 4), np.float32)})
+
+
+def test_two_unknown_dimensions_of_the_same_tensor_are_copied():
+    shape = [n("Shape", ["x"], ["s"], end=2), n("Concat", ["s", "rest"], ["t"], axis=0)]
+    nodes = [*shape, n("Reshape", ["x", "t"], ["y"])]
+    model = model_of(nodes, {"x": (2, 3, 4)}, {"rest": i64(2, 2)})
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", F32, ["a", "b", 4]))
+    assert optimized(model)[0] == ["Reshape"]
+    same_values(model, {"x": np.ones((5, 3, 4), np.float32)})
+
+
+def branch(name: str, nodes: list) -> onnx.GraphProto:
+    return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(nodes[-1].output[0], F32, None)])
+
+
+def test_a_branch_that_is_decided_is_inlined():
+    one = branch("then", [n("Neg", ["x"], ["t"]), n("Relu", ["t"], ["tt"])])
+    two = branch("else", [n("Sin", ["u"], ["e"])])
+    nodes = [n("Cos", ["x"], ["u"]), n("If", ["c"], ["y"], "if", then_branch=one, else_branch=two)]
+    model = model_of(nodes, M, {"c": np.array(True)})
+    ops, report, _ = optimized(model)
+    assert ops == ["Neg", "Relu"]
+    assert {r.op_type for r in report.removed} == {"If", "Cos"}
+    same_values(model, feed(M))
+    assert optimized(model_of(nodes, {**M, "c": np.array(True)}))[0] == ["Cos", "If"]
+
+
+def test_a_branch_that_is_a_constant_is_inlined():
+    value = onnx.numpy_helper.from_array(np.ones(3, np.float32))
+    one, two = branch("then", [n("Constant", [], ["t"], value=value)]), branch("else", [n("Sin", ["x"], ["e"])])
+    nodes = [n("If", ["c"], ["i"], then_branch=one, else_branch=two), n("Relu", ["i"], ["y"])]
+    model = model_of(nodes, {"x": (3,)}, {"c": np.array(True)})
+    assert optimized(model)[0] == []
+    same_values(model, {"x": np.ones(3, np.float32)})
+
+
+def test_values_that_bodies_read_are_in_use():
+    body = branch("then", [n("Neg", ["c"], ["t"])])
+    other = branch("else", [n("Identity", ["a"], ["e0"]), n("Relu", ["e0"], ["e"])])
+    nodes = [
+        n("Conv", ["x", "w"], ["c"]), n("Mul", ["c", "k"], ["m"]), n("Identity", ["m"], ["a"]),
+        n("If", ["b"], ["y"], then_branch=body, else_branch=other),
+    ]  # fmt: skip
+    shapes = {"x": (1, 1, 4, 4), "b": np.array(True)}
+    model = model_of(nodes, shapes, {"w": np.ones((1, 1, 3, 3), "f4"), "k": np.full(1, 2, "f4")})
+    ops, report, _ = optimized(model)
+    assert ops == ["Conv", "Mul", "If"]
+    assert any("also read by" in m.reason for m in report.misses if m.rule == "ConvMulFusion")
+    for b in (True, False):
+        same_values(model, {**feed(shapes), "b": np.array(b)})
+
+
+def test_rules_fire_inside_bodies():
+    info = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            n("Conv", ["v", "w"], ["c"], "conv", pads=[1, 1, 1, 1]),
+            n("Mul", ["c", "k"], ["out"]),
+            n("Identity", ["on"], ["go"]),
+        ],
+        "body",
+        [info("i", TensorProto.INT64, []), info("on", TensorProto.BOOL, []), info("v", F32, [1, 1, 4, 4])],
+        [info("go", TensorProto.BOOL, []), info("out", F32, [1, 1, 4, 4])],
+    )
+    shapes = {"x": (1, 1, 4, 4)}
+    constants = {"count": i64(2)[0], "w": np.ones((1, 1, 3, 3), "f4"), "k": np.full(1, 0.1, "f4")}
+    model = model_of([n("Loop", ["count", "", "x"], ["y"], body=body)], shapes, constants)
+    _, _, graph = optimized(model)
+    assert [m.op_type for m in next(iter(graph.graph)).attributes["body"].as_graph()] == ["Conv", "Identity"]
+    same_values(model, feed(shapes))
+
+
+def test_nothing_happens_when_optimization_is_off():
+    model = model_of([n("Identity", ["x"], ["a"]), n("Relu", ["a"], ["y"])], M)
+    ops, report, _ = optimized(model, gpurt.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    assert ops == ["Identity", "Relu"]
+    assert not report.removed
+    assert values(model, feed(M), "disable_all")[0].shape == (4, 6)
+
+
+def test_names_are_onnx_runtimes_where_it_has_the_same():
+    passes, rules = transformers(plugins=False)
+    names = {p.name for p in passes} | {r.name for r in rules}
+    level1 = """EliminateIdentity EliminateSlice EliminateDropout ExpandElimination CastElimination CastChainElimination
+        NoopElimination DivMulFusion FuseReluClip GemmSumFusion GemmTransposeFusion NotWhereFusion ConvAddFusion
+        ConvMulFusion ConvBNFusion PadFusion MatmulBNFusion DoubleQDQPairsRemover ConstantSharing ConstantFolding
+        CommonSubexpressionElimination MatMulAddFusion GeluFusion LayerNormFusion QDQPropagation"""
+    assert set(level1.split()) <= names
+
+
+def test_work_is_linear():
+    def changes(count: int) -> int:
+        nodes = [n("Identity" if i % 2 else "Relu", [f"v{i}" if i else "x"], [f"v{i + 1}"]) for i in range(count)]
+        report = optimized(model_of([*nodes, n("Neg", [f"v{count}"], ["y"])], M))[1]
+        assert report.rounds <= 3
+        return len(report.removed)
+
+    assert changes(400) == 400 - 1  # one Relu is left
