@@ -247,6 +247,14 @@ class Provider(ABC):
         """
         return None
 
+    def transformers(self) -> Sequence[Any]:
+        """Optional: graph optimizations for this provider alone, as SessionOptions.add_transformer takes them.
+
+        They run in every session that lists the provider. A rule among them fires where this provider, and none before
+        it, has kernels for the nodes that it makes. Give fresh objects at each call.
+        """
+        return ()
+
     def close(self) -> None:  # noqa: B027 - most providers have nothing to do
         """Release what the session's use of the device holds."""
 

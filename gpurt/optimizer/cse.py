@@ -8,7 +8,6 @@ from typing import Any
 import onnx_ir as ir
 
 from gpurt.optimizer import facts
-from gpurt.optimizer.fold import RANDOM
 from gpurt.optimizer.transformer import Result, Tools
 
 _SHARED_BYTES = 1024  # equal constants are axes, shapes and scalars; hashing weights would cost more than it saves
@@ -25,8 +24,10 @@ class ConstantSharing:
         for graph in facts.all_graphs(model.graph):
             first: dict[Hashable, ir.Value] = {}
             for name, value in list(graph.initializers.items()):
+                if value.const_value is None or value.const_value.size > _SHARED_BYTES or value.is_graph_output():
+                    continue
                 content = facts.array(value)
-                if content is None or content.nbytes > _SHARED_BYTES or value.is_graph_output():
+                if content is None or content.nbytes > _SHARED_BYTES:
                     continue
                 data = tuple(content.ravel()) if content.dtype == object else content.tobytes()
                 same = first.setdefault((content.dtype, content.shape, data), value)
@@ -60,7 +61,7 @@ class CommonSubexpressionElimination:
 
 def _key(node: ir.Node) -> Hashable | None:
     """What two nodes with the same outputs agree in; None for a node that may not be merged with any."""
-    if node.op_type in RANDOM or facts.has_body(node) or not node.inputs:
+    if not facts.deterministic(node) or facts.has_body(node) or not node.inputs:
         return None
     attributes = []
     for name in sorted(node.attributes):

@@ -19,6 +19,12 @@ from gpurt.loader.walk import bodies
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 """Types in which the arithmetic of weights may be done ahead."""
 
+_PURE_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Dropout", "Multinomial",
+     "BiasDropout", "BitmaskDropout", "BitmaskBiasDropout", "Sampling"}
+)  # fmt: skip
+
 
 def all_graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
     """A graph and all graphs nested in it, inner ones first."""
@@ -31,6 +37,11 @@ def all_graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
 def has_body(node: ir.Node) -> bool:
     """Whether a node has graphs in its attributes."""
     return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+
+
+def deterministic(node: ir.Node) -> bool:
+    """Whether a node gives the same for the same inputs; not known of the operators of domains that are not ONNX's."""
+    return node.domain in _PURE_DOMAINS and node.op_type not in _RANDOM
 
 
 def release(node: ir.Node) -> None:

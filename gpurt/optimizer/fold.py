@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import numpy as np
 import onnx_ir as ir
 
+from gpurt.errors import GpurtError
 from gpurt.graph.edit import is_constant
 from gpurt.infer import infer
 from gpurt.loader import Views
@@ -15,12 +17,7 @@ from gpurt.optimizer.build import annotate
 from gpurt.optimizer.transformer import Result, Tools
 from gpurt.spec import Spec, Unknown
 
-RANDOM = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Dropout", "Multinomial"}
-)
-"""Operators that give something else every time."""
-
-_UNFOLDABLE = RANDOM | {"If", "Loop", "Scan", "SequenceMap"}
+logger = logging.getLogger(__name__)
 
 
 class ConstantFolding:
@@ -45,7 +42,7 @@ class ConstantFolding:
 
     @staticmethod
     def _candidate(node: ir.Node) -> bool:
-        if node.op_type in _UNFOLDABLE or facts.has_body(node):
+        if not facts.deterministic(node) or facts.has_body(node):
             return False
         return all(facts.absent(v) or is_constant(v) for v in node.inputs)
 
@@ -53,7 +50,11 @@ class ConstantFolding:
         view = Views().node(node)  # views remember values, and these change with every fold
         if self._too_large(node, tools):
             return
-        values = tools.evaluate(view, [None if v is None else v.const for v in view.inputs])
+        try:
+            values = tools.evaluate(view, [None if v is None else v.const for v in view.inputs])
+        except GpurtError as error:  # it may stand in a branch that is never taken, and if not, the run will say so
+            logger.debug("%s is not folded: %s", node.name, error)
+            return
         if values is None or not all(isinstance(v, np.ndarray) for v in values):
             return
         self._bytes += sum(v.nbytes for v in values)
@@ -136,6 +137,7 @@ class ConstantBranches:
             if not facts.absent(old):
                 name, old.name = old.name, f"{old.name}__branch"
                 new.name = name
+                new.type = new.type if new.type is not None else old.type
                 old.replace_all_uses_with(new, replace_graph_outputs=True)
         result.remove(node, f"its condition is always {condition}")
 

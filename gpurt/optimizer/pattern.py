@@ -175,7 +175,11 @@ def _match_input(term: Any, value: ir.Value | None, bound: Bindings, graph: Any,
         _match_call(term.call, producer, bound, graph)
     else:
         content = facts.array(value)
-        if content is None or content.size != 1 or not _equal(content.reshape(-1)[0], term):
+        fits = content is not None and content.size == 1 and _equal(content.reshape(-1)[0], term)
+        ranks = [facts.rank(v) for v in user.inputs if v is not value]
+        if fits and content is not None and content.ndim > max((r for r in ranks if r is not None), default=0):
+            raise Mismatch(f"{user.name!r} may get axes from the constant {term!r}", fitted)
+        if not fits:
             raise Mismatch(f"{user.name!r} reads {value.name if value else None!r}, not the constant {term!r}", fitted)
 
 

@@ -14,11 +14,13 @@ from gpurt.loader import Names
 from gpurt.optimizer.cse import CommonSubexpressionElimination, ConstantSharing
 from gpurt.optimizer.dead import DeadCode
 from gpurt.optimizer.fold import ConstantBranches, ConstantFolding, StaticShapes
+from gpurt.optimizer.owner import Owners
 from gpurt.optimizer.rewrite import RewriteRule, RuleSet
 from gpurt.optimizer.rules import all_rules
 from gpurt.optimizer.shapes import ShapeArithmetic
-from gpurt.optimizer.transformer import Evaluate, GraphTransformer, Report, Tools, check_names, level_of, run
+from gpurt.optimizer.transformer import Evaluate, GraphTransformer, Kind, Report, Tools, check_names, level_of, run
 from gpurt.options import GraphOptimizationLevel
+from gpurt.provider import Provider
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ def optimize(
     *,
     disabled: Iterable[str] = (),
     extra: Iterable[Any] = (),
+    providers: Sequence[Provider] | None = None,
 ) -> Report:
     """Optimize a model in place.
 
@@ -73,12 +76,14 @@ def optimize(
         names: the model's names, ``LoadedModel.names``.
         disabled: names of optimizations that shall not run, global ones and rules alike.
         extra: transformations and rules of the caller, run after gpurt's own.
+        providers: those of the session, in priority order: their own transformations run too, and rules that make
+            another operator ask them whether they have a kernel for it. None to optimize for no one in particular.
 
     Raises:
         InvalidArgument: a name in ``disabled`` does not exist, or something in ``extra`` is no transformation.
         Fail: a transformation failed; names it.
     """
-    passes, rules = transformers(extra)
+    passes, rules = transformers((*_brought(providers or ()), *extra))
     off = frozenset(disabled)
     check_names(off, [*(p.name for p in passes), *(r.name for r in rules), RuleSet.name])
     if level == GraphOptimizationLevel.ORT_DISABLE_ALL:
@@ -86,10 +91,23 @@ def optimize(
     chosen = [r for r in rules if r.name not in off and level_of(r) <= level]
     position = next(i for i, p in enumerate(passes) if isinstance(p, ConstantSharing))
     order = [*passes[:position], RuleSet(chosen), *passes[position:]]
-    tools = Tools(names if names is not None else Names.of(model), evaluate)
+    owner = Owners(providers) if providers is not None else None
+    tools = Tools(names if names is not None else Names.of(model), evaluate, owner)
     report = run(model, [p for p in order if p.name not in off and level_of(p) <= level], tools)
     logger.info("optimization removed %d nodes in %d rounds", len(report.removed), report.rounds)
     return report
+
+
+def _brought(providers: Sequence[Provider]) -> list[Any]:
+    """Transformations of the session's providers, each marked as its provider's."""
+    found: list[Any] = []
+    for position, provider in enumerate(providers):
+        for made in instances(list(provider.transformers())):
+            made.kind = Kind.PROVIDER
+            if isinstance(made, RewriteRule):
+                made.provider = position
+            found.append(made)
+    return found
 
 
 def _plugins() -> list[Any]:

@@ -13,7 +13,7 @@ from gpurt.errors import InvalidArgument
 from gpurt.optimizer import facts, pattern
 from gpurt.optimizer.build import Builder
 from gpurt.optimizer.pattern import Bindings, Mismatch, Output
-from gpurt.optimizer.transformer import NearMiss, Removed, Result, Tools
+from gpurt.optimizer.transformer import Kind, NearMiss, Removed, Result, Tools, naming
 from gpurt.options import GraphOptimizationLevel
 
 logger = logging.getLogger(__name__)
@@ -61,11 +61,15 @@ class RewriteRule:
     left out. Numbers stand for constants of one element. Two inputs of Add, Mul and the like match in either order.
     ``check`` gets a :class:`MatchResult` and returns it, or its ``fail("reason")``; a rule without one always fires.
     ``rewrite`` returns the value that takes the place of the pattern's, made with calls of ``op`` or one of the values
-    bound, or None where it finds that it cannot.
+    bound, or None where it finds that it cannot. It must have the dtype of what it replaces, and its shape.
+
+    A rule that makes an operator which its pattern does not have fires only where that operator has a kernel: no
+    provider after the first one that runs a part of the pattern may have to take it.
 
     Attributes:
         name: what users switch the rule off by; the name of the class unless it is set.
         level: GraphOptimizationLevel from which on the rule is used.
+        kind: whether the rule serves every provider or the one that brought it.
         why: what is reported for the nodes that the rule takes out.
         consumes: whether all nodes of the pattern must go. Where it is set, the rule does not fire if anything else
             reads one of their values. Otherwise those that something else reads stay.
@@ -73,12 +77,15 @@ class RewriteRule:
 
     name: str = ""
     level: ClassVar[GraphOptimizationLevel] = GraphOptimizationLevel.ORT_ENABLE_BASIC
+    kind: Kind = Kind.GENERAL
     why: str = ""
     consumes: ClassVar[bool] = True
 
     pattern: Callable[..., Any]
     check: Callable[..., MatchResult] | None = None
     rewrite: Callable[..., Any]
+
+    provider: int | None = None  # position of the provider that brought the rule
 
     def __init__(self) -> None:
         self.name = self.name or type(self).__name__
@@ -136,19 +143,41 @@ class RewriteRule:
             raise Mismatch("the replacement cannot be made here", full)
         if not isinstance(value, ir.Value):
             raise InvalidArgument(f"rule {self.name!r} returned {value!r}, not a value")
-        old = node.outputs[0]
-        if old.is_graph_output() and value.producer() not in builder.nodes and not _can_be_output(value, node):
+        graph = node.graph
+        assert isinstance(graph, ir.Graph), "functions are inlined when a model is loaded"
+        for constant in builder.constants:
+            graph.register_initializer(constant)
+        reason = _not_alike(node, value, builder) or self._not_run(matched, builder, tools)
+        if reason:
             builder.discard()
-            raise Mismatch(f"{old.name!r} is a graph output, and {value.name!r} cannot take its place", full)
+            for constant in builder.constants:
+                del graph.initializers[constant.name or ""]
+            raise Mismatch(reason, full)
         return self._replace(node, value, matched, builder, result)
+
+    def _not_run(self, matched: list[ir.Node], builder: Builder, tools: Tools) -> str:
+        """Why the new nodes would have no kernel where the old ones have; empty if they have one."""
+        if tools.owner is None:
+            return ""
+        there = {_kernel(n) for n in matched}
+        fresh = [n for n in builder.nodes if _kernel(n) not in there]
+        if not fresh and self.provider is None:
+            return ""
+        owners = [tools.owner(n) for n in matched]
+        limit = min((o for o in owners if o is not None), default=None)
+        for node in fresh if self.provider is None else builder.nodes:
+            owner = tools.owner(node)
+            if owner is None or (limit is not None and owner > limit):
+                return f"no provider that runs the nodes has a kernel for {node.op_type} of {_kernel(node)[2]}"
+            if self.provider is not None and owner != self.provider:
+                return f"the provider that the rule is for does not run {node.op_type}"
+        return ""
 
     def _replace(
         self, node: ir.Node, value: ir.Value, matched: list[ir.Node], builder: Builder, result: Result
     ) -> list[ir.Node]:
         graph, old = node.graph, node.outputs[0]
         assert isinstance(graph, ir.Graph), "functions are inlined when a model is loaded"
-        for constant in builder.constants:
-            graph.register_initializer(constant)
         graph.insert_before(node, builder.nodes)
         name = old.name
         if value.producer() in builder.nodes:
@@ -170,8 +199,9 @@ class RewriteRule:
             if like in gone:
                 made.name = like.name
         why = self.why or self.name
-        result.removed += [_removed(n, why) for n in gone if n not in kept]
+        result.removed += [Removed(n.name or "", n.op_type, why, self.name) for n in gone if n not in kept]
         result.changes += 1
+        result.rules[self.name] += 1
         logger.debug("%s at %s: %s", self.name, node.name, why)
         return builder.nodes
 
@@ -223,7 +253,8 @@ class RuleSet:
         for rule in rules:
             if not rule.reads <= reads:
                 continue
-            made = rule.apply_at(node, tools, result)
+            with naming(rule.name):
+                made = rule.apply_at(node, tools, result)
             if made is not None:
                 return made
         return []
@@ -233,8 +264,24 @@ def _parameters(method: Callable[..., Any]) -> list[str]:
     return list(inspect.signature(method).parameters)
 
 
-def _removed(node: ir.Node, why: str) -> Removed:
-    return Removed(node.name or "", node.op_type, why)
+def _kernel(node: ir.Node) -> tuple[str, str, ir.DataType | None]:
+    """What decides about the kernel of a node, in general: operator and dtype."""
+    return node.domain, node.op_type, facts.dtype(node.inputs[0]) if node.inputs else None
+
+
+def _not_alike(node: ir.Node, value: ir.Value, builder: Builder) -> str:
+    """Why a value cannot take the place of a node's output; empty if it can."""
+    old = node.outputs[0]
+    if old.is_graph_output() and value.producer() not in builder.nodes and not _can_be_output(value, node):
+        return f"{old.name!r} is a graph output, and {value.name!r} cannot take its place"
+    if facts.dtype(old) != facts.dtype(value) and None not in (facts.dtype(old), facts.dtype(value)):
+        return f"{old.name!r} is {facts.dtype(old)}, its replacement {facts.dtype(value)}"
+    one, two = facts.dims(old), facts.dims(value)
+    if one is None or two is None:
+        return ""
+    if len(one) != len(two) or any(a != b for a, b in zip(one, two, strict=True) if None not in (a, b)):
+        return f"{old.name!r} has the shape {one}, its replacement {two}"
+    return ""
 
 
 def _all_inside(root: ir.Node, matched: list[ir.Node], fitted: int) -> None:

@@ -18,6 +18,7 @@ from gpurt.optimizer.fold import replace_by_constant
 from gpurt.optimizer.transformer import Result, Tools
 
 _ELEMENTS: Final = 64  # no tensor has more dimensions
+_LARGEST: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ Content = np.ndarray  # of int, Dim, or None for what is not even a dimension; o
 
 
 class ShapeArithmetic:
-    """Integers made of shapes -> constants, and shapes of Reshape and Expand with one unknown dimension -> -1."""
+    """Integers made of shapes -> constants, and shapes of Reshape with one unknown dimension -> -1."""
 
     name = "ShapeArithmetic"
 
@@ -75,6 +76,8 @@ class ShapeArithmetic:
             return
         if any(e == 0 for e in content.flat if isinstance(e, int)):
             return  # a zero that was there already copies, or is a size: -1 beside it would not be the same
+        if unknown and len(fixed) < len(shape) - 1:
+            return  # a copied dimension may turn out to be 0, and then -1 could be anything
         dims = np.asarray([-1 if i in unknown else e for i, e in enumerate(shape)], np.int64)
         new = facts.constant(dims, tools.names.value(f"{target.name}_known"))
         graph.register_initializer(new)
@@ -90,6 +93,8 @@ def _compute(node: ir.Node, known: dict[ir.Value, Content]) -> Content | None:
         return None  # what is wrong with the node is said when it runs
     if out is None or out.ndim > 1 or out.size > _ELEMENTS:
         return None
+    if any(isinstance(e, int) and abs(e) > _LARGEST for e in out.flat):
+        return None  # the integers of a model wrap, those of Python do not
     return out if any(e is not None for e in out.flat) else None
 
 
@@ -156,7 +161,9 @@ def _concat(node: ir.Node, ins: list[Content | None]) -> Content | None:
 
 def _reranked(rank: int) -> Callable[[ir.Node, list[Content | None]], Content | None]:
     def rule(_: ir.Node, ins: list[Content | None]) -> Content | None:
-        if ins[0] is None or (rank == 0 and ins[0].size != 1) or (rank == 1 and ins[0].ndim != 0):
+        if ins[0] is None or (rank == 0 and ins[0].size != 1):
+            return None
+        if rank == 1 and (ins[0].ndim != 0 or ins[1] is None or ins[1].size != 1):
             return None
         return ins[0].reshape((1,) * rank)
 
@@ -187,7 +194,8 @@ def _arithmetic(
 
 
 def _divided(a: int, b: int) -> int:
-    return int(a / b) if abs(a) < 2**52 and abs(b) < 2**52 else a // b  # ONNX rounds towards zero
+    quotient = abs(a) // abs(b)  # ONNX rounds towards zero
+    return quotient if (a < 0) == (b < 0) else -quotient
 
 
 _RULES: Final[dict[str, Callable[[ir.Node, list[Content | None]], Content | None]]] = {

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any, Final, Protocol, runtime_checkable
 
 import onnx_ir as ir
@@ -24,13 +27,45 @@ Evaluate = Callable[[NodeView, Sequence[Any]], Sequence[Any] | None]
 ROUNDS: Final = 10  # ONNX Runtime's number; what still changes then is left as it is
 
 
+class Kind(StrEnum):
+    """What a transformation is for.
+
+    Attributes:
+        REQUIRED: without it the model does not run: casts and copies between devices. Nobody can switch these off.
+        GENERAL: serves every provider.
+        PROVIDER: serves the provider that brought it, on nodes which that provider runs.
+    """
+
+    REQUIRED = "required"
+    GENERAL = "general"
+    PROVIDER = "provider"
+
+
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """A node that an optimization took out, and why."""
+    """A node that an optimization took out, why, and which optimization it was."""
 
     name: str
     op_type: str
     why: str
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A transformation or rule that changed the graph.
+
+    Attributes:
+        name: what it is switched off by.
+        kind: what it is for.
+        level: from which level on it runs.
+        changes: how often it changed something.
+    """
+
+    name: str
+    kind: Kind
+    level: GraphOptimizationLevel
+    changes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +87,17 @@ class NearMiss:
 
 @dataclass(slots=True)
 class Result:
-    """What one run of a transformation did: the nodes it removed, and how often it changed anything."""
+    """What one run of a transformation did.
+
+    Attributes:
+        removed: the nodes it took out.
+        changes: how often it changed anything.
+        rules: of a set of rules, how often each fired, by the rule's name.
+    """
 
     removed: list[Removed] = field(default_factory=list)
     changes: int = 0
+    rules: Counter[str] = field(default_factory=Counter)
 
     def remove(self, node: ir.Node, why: str) -> None:
         """Take a node out of its graph and note it."""
@@ -65,11 +107,6 @@ class Result:
         self.removed.append(Removed(node.name or "", node.op_type, why))
         self.changes += 1
 
-    def add(self, other: Result) -> None:
-        """Add what another run did."""
-        self.removed += other.removed
-        self.changes += other.changes
-
 
 @dataclass(slots=True)
 class Tools:
@@ -78,6 +115,8 @@ class Tools:
     Attributes:
         names: names for new values and nodes.
         evaluate: computes a node on the host.
+        owner: a node -> position of the first provider of the session that has a kernel for it, or None; itself None
+            where the model is optimized for no provider in particular.
         fold_bytes: largest constant that folding may make; a larger one is left for the run.
         fold_total: bytes of all constants that folding may make.
         fold_seconds: time that folding may take in all; what is not folded then is left for the run.
@@ -86,6 +125,7 @@ class Tools:
 
     names: Names
     evaluate: Evaluate
+    owner: Callable[[ir.Node], int | None] | None = None
     fold_bytes: int = 512 << 20
     fold_total: int = 2 << 30
     fold_seconds: float = 30.0
@@ -96,7 +136,8 @@ class Tools:
 class GraphTransformer(Protocol):
     """A global transformation: edits all graphs of a model in place.
 
-    It may have an attribute ``level``, the GraphOptimizationLevel from which on it runs; basic if it has none. It must
+    It may have the attributes ``level``, the GraphOptimizationLevel from which on it runs (basic if it has none), and
+    ``kind`` (general if it has none). It must
     leave graph inputs and the names of graph outputs as they are, and give new nodes names, versions and dtypes; a
     :class:`~gpurt.optimizer.rewrite.RewriteRule` gets all of this done for it.
     """
@@ -109,11 +150,12 @@ class GraphTransformer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the optimizer did: removed nodes with reasons, and where rules almost fired."""
+    """What the optimizer did: removed nodes with reasons, where rules almost fired, and what changed anything."""
 
     removed: list[Removed]
     misses: list[NearMiss]
     rounds: int = 0
+    applied: list[Applied] = field(default_factory=list)
 
 
 def run(model: ir.Model, transformers: Sequence[GraphTransformer], tools: Tools, rounds: int = ROUNDS) -> Report:
@@ -123,6 +165,7 @@ def run(model: ir.Model, transformers: Sequence[GraphTransformer], tools: Tools,
     """
     removed: list[Removed] = []
     done = 0
+    changes: Counter[str] = Counter()
     # A transformation that changed nothing since the model last changed need not look again.
     quiet: set[int] = set()
     while done < rounds and len(quiet) < len(transformers):
@@ -131,7 +174,8 @@ def run(model: ir.Model, transformers: Sequence[GraphTransformer], tools: Tools,
             if position in quiet:
                 continue
             start = time.perf_counter()
-            result = _apply(transformer, model, tools)
+            with naming(transformer.name):
+                result = transformer.apply(model, tools)
             took = time.perf_counter() - start
             if result.changes:
                 quiet.clear()
@@ -139,22 +183,32 @@ def run(model: ir.Model, transformers: Sequence[GraphTransformer], tools: Tools,
             # Its own changes may have made more room for it, so only a run without any lets it rest.
             else:
                 quiet.add(position)
-            removed += result.removed
+            changes.update(result.rules or {transformer.name: result.changes})
+            removed += [r if r.by else replace(r, by=transformer.name) for r in result.removed]
     if len(quiet) < len(transformers):
         logger.debug("the graph still changed after %d rounds", rounds)
-    return Report(removed, list(tools.misses.values()), done)
+    known = {t.name: t for t in (*transformers, *(r for t in transformers for r in getattr(t, "rules", ())))}
+    applied = [Applied(n, kind_of(known[n]), level_of(known[n]), c) for n, c in changes.items() if c]
+    return Report(removed, list(tools.misses.values()), done, applied)
 
 
-def _apply(transformer: GraphTransformer, model: ir.Model, tools: Tools) -> Result:
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Turn what an optimization raises, unless it is one of gpurt's own errors, into a Fail that names it."""
     try:
-        return transformer.apply(model, tools)
+        yield
     except GpurtError:
         raise
     except Exception as e:
         raise Fail(
-            f"optimization {transformer.name!r} failed: {type(e).__name__}: {e}",
-            remedy=f"Switch it off with SessionOptions(disabled_optimizers=[{transformer.name!r}]) and report it",
+            f"optimization {name!r} failed: {type(e).__name__}: {e}",
+            remedy=f"Switch it off with SessionOptions(disabled_optimizers=[{name!r}]) and report it",
         ) from e
+
+
+def kind_of(item: Any) -> Kind:
+    """What a transformation or a rule is for."""
+    return Kind(getattr(item, "kind", Kind.GENERAL))
 
 
 def level_of(item: Any) -> GraphOptimizationLevel:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from gpurt import dtypes
 from gpurt.errors import Unsupported
-from gpurt.graph.view import GraphView, NodeView, ValueView
+from gpurt.graph.view import NodeView, part
 from gpurt.infer.types import result_dtypes
 from gpurt.loader import Expansion, Names, Views, expand, has_body
 from gpurt.partitioner.casts import Widener
@@ -197,19 +197,6 @@ class Assigner:
             op=view.op,
             remedy="Add a provider that has this operator to the list, or export the model without it",
         )
-
-
-def part(nodes: Sequence[NodeView]) -> GraphView:
-    """A view of some nodes of a graph: inputs and outputs are what crosses their border."""
-    made = {v.name for n in nodes for v in n.outputs if v is not None}
-    inputs: dict[str, ValueView] = {}
-    constants: dict[str, ValueView] = {}
-    for node in nodes:
-        for value in node.inputs:
-            if value is not None and value.name not in made:
-                (constants if value.const is not None else inputs)[value.name] = value
-    outputs = tuple(v for n in nodes for v in n.outputs if v is not None)
-    return GraphView(tuple(nodes), tuple(inputs.values()), outputs, constants)
 
 
 def complete_types(graph: ir.Graph) -> None:

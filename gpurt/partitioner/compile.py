@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from gpurt.errors import GpurtError, Unsupported
-from gpurt.graph.view import GraphView, NodeView
-from gpurt.partitioner.assign import CONTROL, part
+from gpurt.graph.view import GraphView, NodeView, part
+from gpurt.partitioner.assign import CONTROL
 from gpurt.partitioner.result import CompiledGraph, ControlItem, Decisions, Item, UnitItem
 from gpurt.partitioner.shapes import deciding, shape_operands
 from gpurt.provider import HOST, Capability, Provider

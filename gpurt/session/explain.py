@@ -19,7 +19,12 @@ class Explanation:
         self._data = data
 
     def to_dict(self) -> dict[str, Any]:
-        """``version`` 1; ``nodes``, ``removed``, ``copies`` and ``casts`` as lists of dictionaries."""
+        """``version`` 1, and lists of dictionaries.
+
+        ``nodes``, ``copies`` and ``casts``; ``removed``: what the optimizer took out, ``why`` and ``by`` what;
+        ``transformations`` that changed the graph, each ``required`` (copies between devices, casts), ``general`` or
+        of one ``provider``; ``near_misses``: rules that fitted a place in part, and the reason why they did not fire.
+        """
         return dict(self._data)
 
     def __str__(self) -> str:
@@ -58,8 +63,15 @@ def explain(
             "removed": list(decisions.removed),
             "copies": copies,
             "casts": list(decisions.casts),
+            "transformations": [*decisions.applied, *_required(Cast=len(decisions.casts), Memcpy=len(copies))],
+            "near_misses": list(decisions.misses),
         }
     )
+
+
+def _required(**changes: int) -> list[dict[str, Any]]:
+    """What partitioning had to put in, in the form of the optimizer's transformations."""
+    return [{"name": n, "kind": "required", "level": 0, "changes": c} for n, c in changes.items() if c]
 
 
 def levels(graph: CompiledGraph) -> Iterator[CompiledGraph]:

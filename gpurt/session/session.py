@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -94,14 +94,16 @@ class InferenceSession:
         names, disabled = loaded.names, options.disabled_optimizers
         report = optimize(
             loaded.model, options.graph_optimization_level, evaluator, names,
-            disabled=disabled, extra=options.transformers,
+            disabled=disabled, extra=options.transformers, providers=self._providers,
         )  # fmt: skip
         removed = report.removed
         times["optimize"] = time.perf_counter()
         owners, groups = Assigner(loaded.model, self._providers, names, self._decisions).assign()
         if options.graph_optimization_level:
             removed += settle(loaded.model, evaluator, names, disabled)
-        self._decisions.removed = [{"name": r.name, "op_type": r.op_type, "why": r.why} for r in removed]
+        self._decisions.removed = [asdict(r) for r in removed]
+        self._decisions.applied = [{**asdict(a), "kind": str(a.kind), "level": int(a.level)} for a in report.applied]
+        self._decisions.misses = [{"rule": m.rule, "node": m.node, "reason": m.reason} for m in report.misses]
         if options.strict and host.name not in {r.name for r in requests}:
             _check_strict(loaded.model, owners, self._providers.index(host), self._decisions)
         times["partition"] = time.perf_counter()

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from gpurt.graph.view import NodeView
+from gpurt.graph.view import NodeView, part
 from gpurt.partitioner import CompiledGraph, Compiler, UnitItem
-from gpurt.partitioner.assign import part
 from gpurt.plan.plan import Plan
 from gpurt.plan.runner import GraphRunner
 from gpurt.plan.usage import Usage

@@ -66,7 +66,7 @@ def test_a_users_rule_runs():
     session = gpurt.InferenceSession(sin_sin(), options, providers=["cpu"])
     np.testing.assert_allclose(session.run(None, x)[0], np.cos(x["x"]), rtol=1e-5)
     removed = session.explain().to_dict()["removed"]
-    assert removed == [{"name": k, "op_type": "Sin", "why": "for a test"} for k in ("second", "first")]
+    assert removed == [{"name": k, "op_type": "Sin", "why": "for a test", "by": "SinOfSin"} for k in ("second", "first")]
 
 
 def test_a_users_transformer_runs_until_nothing_changes():

@@ -24,7 +24,7 @@ def _scaled(conv: ir.Node, scale: np.ndarray) -> np.ndarray | None:
     assert w is not None, "the weights were checked"
     assert conv.inputs[1] is not None, "a convolution has weights"
     if conv.op_type == "Conv":
-        return rounded(w * scale.reshape(-1, *(1,) * (w.ndim - 1)), conv.inputs[1])
+        return rounded(w * scale.reshape(-1, *(1,) * (w.ndim - 1)), conv.inputs[1], 0)
     group = facts.attr(conv, "group", 1)  # weights are [in, out / group, ...]; the groups follow one another in both
     grouped = w.reshape(group, w.shape[0] // group, *w.shape[1:]) * scale.reshape(group, 1, -1, *(1,) * (w.ndim - 2))
     return rounded(grouped.reshape(w.shape), conv.inputs[1])

@@ -84,7 +84,7 @@ class MatMulMulFusion(RewriteRule):
         factor, weights = _factor(self._op_type, c, facts.rank(a) or 0, w), exact(w)
         assert factor is not None, "the constants were checked"
         assert weights is not None, "the constants were checked"
-        scaled = rounded(weights * factor, w)
+        scaled = rounded(weights * factor, w, 1)
         return None if scaled is None else op.MatMul(a, op.constant(scaled, name=f"{w.name}_fused"), _like=product)
 
 
@@ -152,7 +152,8 @@ def _scaled_gemm(
     """Gemm(a, w, b) * scale + shift, as one Gemm; the numbers belong to the columns."""
     weights, bias = exact(w), exact(b)
     assert weights is not None, "the weights were checked"
-    scaled = rounded(weights * (scale[:, None] if facts.attr(node, "transB", 0) else scale), w)
+    columns = 0 if facts.attr(node, "transB", 0) else 1
+    scaled = rounded(weights * (scale if columns else scale[:, None]), w, columns)
     if bias is not None:
         bias = facts.attr(node, "beta", 1.0) * bias * scale
     if shift is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -16,13 +17,22 @@ def exact(value: ir.Value | None) -> np.ndarray | None:
     return content.astype(np.float64) if content is not None and facts.is_float(value) else None
 
 
-def rounded(content: np.ndarray, like: ir.Value) -> np.ndarray | None:
-    """An array in the type of another value; None where that type has no room for it."""
+def rounded(content: np.ndarray, like: ir.Value, axis: int | None = None) -> np.ndarray | None:
+    """An array in the type of another value; None where that type has no room for it.
+
+    Numbers that get lost below the smallest normal one must not matter beside the largest: of the whole array, or of
+    those with the same index along an axis.
+    """
     model = facts.array(like)
     assert model is not None, "weights are constants"
     with np.errstate(over="ignore"):
         result = content.astype(model.dtype)
-    return result if np.isfinite(result.astype(np.float64)).all() else None
+    back = result.astype(np.float64)
+    if not np.isfinite(back).all():
+        return None
+    others = None if axis is None else tuple(i for i in range(content.ndim) if i != axis)
+    largest = np.abs(content).max(axis=others, keepdims=True, initial=0)
+    return result if (np.abs(back - content) <= ml_dtypes.finfo(model.dtype).eps * largest).all() else None
 
 
 def along(constant: ir.Value | None, axis: int, rank: int, size: int) -> np.ndarray | None:
@@ -57,5 +67,6 @@ def batch_norm(node: ir.Node) -> Affine | None:
     if facts.attr(node, "training_mode", 0) or len(values) < 4 or any(v is None for v in values):
         return None
     scale, bias, mean, var = (v for v in values if v is not None)
-    factor = scale / np.sqrt(var + facts.attr(node, "epsilon", 1e-5))
-    return Affine(factor, bias - mean * factor) if np.isfinite(factor).all() else None
+    with np.errstate(all="ignore"):
+        factor = scale / np.sqrt(var + facts.attr(node, "epsilon", 1e-5))
+        return Affine(factor, bias - mean * factor) if np.isfinite(factor).all() else None
