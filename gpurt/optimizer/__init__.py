@@ -5,7 +5,17 @@
 
 from gpurt.optimizer.registry import optimize, transformers
 from gpurt.optimizer.rewrite import MatchResult, RewriteRule, RuleSet
-from gpurt.optimizer.transformer import Applied, Evaluate, GraphTransformer, Kind, NearMiss, Removed, Report, Result, Tools
+from gpurt.optimizer.transformer import (
+    Applied,
+    Evaluate,
+    GraphTransformer,
+    Kind,
+    NearMiss,
+    Removed,
+    Report,
+    Result,
+    Tools,
+)
 
 __all__ = [
     "Applied",

@@ -54,6 +54,19 @@ class CastElimination(Noop):
         return m if facts.dtype(x) == to else m.fail(f"x is {facts.dtype(x)}")
 
 
+class PreShapeNodeElimination(RewriteRule):
+    """Shape(Cast(x)) -> Shape(x)."""
+
+    why = "does not change the shape"
+    consumes = False
+
+    def pattern(self, op: Any, x: Any) -> Any:
+        return op.Shape(op.Cast(x), _name="shape")
+
+    def rewrite(self, op: Any, x: ir.Value, shape: ir.Node) -> Any:
+        return op.Shape(x, _like=shape)
+
+
 class CastChainElimination(RewriteRule):
     """Cast(Cast(x, wide), to) -> Cast(x, to), where the wide type holds every value of x exactly."""
 
@@ -300,6 +313,7 @@ def rules() -> list[RewriteRule]:
         EliminateDropout(),
         CastElimination(),
         CastChainElimination(),
+        PreShapeNodeElimination(),
         EliminateSlice(),
         ExpandElimination(),
         NoopPad(),

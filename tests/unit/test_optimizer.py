@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from optimizing import feed, model_of, n, optimized, same_values, values
 
 import gpurt
+from gpurt import registry
 from gpurt.optimizer import GraphTransformer, Result, RewriteRule, Tools, transformers
 from gpurt.optimizer.fold import ConstantFolding
 from gpurt.optimizer.registry import GROUP
@@ -20,6 +21,7 @@ from gpurt.optimizer.transformer import run
 
 F32 = TensorProto.FLOAT
 M = {"x": (4, 6)}
+HALF = {"x": np.ones((4, 6), np.float16)}  # what the simulated provider computes
 
 
 def i64(*v: int) -> np.ndarray:
@@ -66,7 +68,9 @@ def test_a_users_rule_runs():
     session = gpurt.InferenceSession(sin_sin(), options, providers=["cpu"])
     np.testing.assert_allclose(session.run(None, x)[0], np.cos(x["x"]), rtol=1e-5)
     removed = session.explain().to_dict()["removed"]
-    assert removed == [{"name": k, "op_type": "Sin", "why": "for a test", "by": "SinOfSin"} for k in ("second", "first")]
+    assert removed == [
+        {"name": k, "op_type": "Sin", "why": "for a test", "by": "SinOfSin"} for k in ("second", "first")
+    ]
 
 
 def test_a_users_transformer_runs_until_nothing_changes():
@@ -189,6 +193,84 @@ def test_plugins(monkeypatch, tmp_path, caplog):
     assert "'bad' of a plug-in is left out" in caplog.text
 
 
+def test_what_runs_is_told_apart(sim):
+    nodes = [n("Identity", ["x"], ["i"]), n("Relu", ["i"], ["r"]), n("Sin", ["r"], ["s"]), n("Relu", ["s"], ["y"])]
+    session = gpurt.InferenceSession(model_of(nodes, HALF), providers=[sim, "cpu"])
+    told = {t["name"]: t["kind"] for t in session.explain().to_dict()["transformations"]}
+    assert told == {"EliminateIdentity": "general", "Memcpy": "required"}
+    off = gpurt.SessionOptions(disabled_optimizers=["Memcpy"])
+    with pytest.raises(gpurt.InvalidArgument, match="'Memcpy', which is no optimization"):
+        gpurt.InferenceSession(model_of(nodes, HALF), off, providers=[sim, "cpu"])
+
+
+def test_near_misses_are_explained():
+    options = gpurt.SessionOptions(transformers=[SinOfSin])
+    session = gpurt.InferenceSession(sin_sin("spared"), options, providers=["cpu"])
+    misses = session.explain().to_dict()["near_misses"]
+    assert misses == [{"rule": "SinOfSin", "node": "second", "reason": "this one is spared"}]
+
+
+class MulToAdd(RewriteRule):
+    """Mul(x, x) -> Add(x, x), as a provider would bring it."""
+
+    def pattern(self, op, x):
+        return op.Mul(x, x)
+
+    def rewrite(self, op, x):
+        return op.Add(x, x)
+
+
+def test_a_providers_own_rules_are_for_its_nodes(sim, monkeypatch):
+    provider = type(registry.open_provider(registry.Request(sim, None, {})))
+    monkeypatch.setattr(provider, "transformers", lambda self: [MulToAdd, SinOfSin])
+    nodes = [n("Mul", ["x", "x"], ["m"], "mul"), n("Sin", ["m"], ["a"], "one"), n("Sin", ["a"], ["y"], "two")]
+    told = gpurt.InferenceSession(model_of(nodes, HALF), providers=[sim, "cpu"]).explain().to_dict()
+    assert [(t["name"], t["kind"]) for t in told["transformations"]] == [
+        ("MulToAdd", "provider"),
+        ("Memcpy", "required"),
+    ]
+    assert {m["rule"]: m["reason"] for m in told["near_misses"]}["SinOfSin"].endswith("does not run Cos")
+    told = gpurt.InferenceSession(model_of(nodes, HALF), providers=["cpu", sim]).explain().to_dict()
+    assert not told["transformations"]
+
+
+def test_no_rule_makes_what_the_provider_cannot_run(sim):
+    nodes = [n("MatMul", ["x", "w"], ["a"]), n("Add", ["a", "b"], ["y"])]
+    model = model_of(nodes, HALF, {"w": np.ones((6, 5), "f2"), "b": np.ones(5, "f2")})
+    assert optimized(model)[0] == ["Gemm"]
+    sims, cpu = (registry.open_provider(registry.Request(name, None, {})) for name in (sim, "cpu"))
+    assert optimized(model, providers=[cpu])[0] == ["Gemm"]
+    ops, report, _ = optimized(model, providers=[sims, cpu])
+    assert ops == ["MatMul", "Add"]
+    assert any("has a kernel for Gemm" in m.reason for m in report.misses if m.rule == "MatMulAddFusion")
+
+
+def test_a_replacement_of_another_shape_or_type_is_refused():
+    class Wrong(SinOfSin):
+        def rewrite(self, op, x):
+            return op.Transpose(x, perm=[1, 0])
+
+    class Narrow(SinOfSin):
+        def rewrite(self, op, x):
+            return op.Cast(x, to=TensorProto.FLOAT16)
+
+    ops, report, _ = optimized(sin_sin(), extra=[Wrong(), Narrow()])
+    assert ops == ["Sin", "Sin"]
+    assert {m.rule: m.reason for m in report.misses} == {
+        "Wrong": "'y' has the shape [4, 6], its replacement [6, 4]",
+        "Narrow": "'y' is FLOAT, its replacement FLOAT16",
+    }
+
+
+def test_a_failing_rule_is_named():
+    class Bad(SinOfSin):
+        def check(self, m, inner):
+            raise KeyError("nothing")
+
+    with pytest.raises(gpurt.Fail, match="'Bad' failed: KeyError"):
+        optimized(sin_sin(), extra=[Bad])
+
+
 # Global transformations.
 
 
@@ -210,6 +292,27 @@ def test_random_nodes_and_other_attributes_are_not_the_same():
         n("LeakyRelu", ["x"], ["r"], alpha=0.1), n("LeakyRelu", ["x"], ["s"], alpha=0.2), n("Sub", ["r", "s"], ["z"]),
     ]  # fmt: skip
     assert len(optimized(model_of(nodes, M))[0]) == 6
+
+
+def test_nothing_is_known_of_other_domains():
+    model = model_of([n("Exp", ["x"], ["p"]), n("Exp", ["x"], ["q"]), n("Sub", ["p", "q"], ["y"])], M)
+    for node in model.graph.node[:2]:
+        node.domain, node.op_type = "dice", "Roll"
+    model.opset_import.add(domain="dice", version=1)
+    assert optimized(model)[0] == ["Roll", "Roll", "Sub"]
+
+
+def test_what_cannot_be_computed_is_left_for_the_run():
+    bad = branch("then", [n("Gather", ["k", "far"], ["g"]), n("Add", ["x", "g"], ["t"])])
+    good = branch("else", [n("Neg", ["x"], ["e"])])
+    model = model_of(
+        [n("If", ["c"], ["y"], then_branch=bad, else_branch=good)], {"x": (3,), "c": np.array(False)},
+        {"k": np.ones(3, "f4"), "far": i64(7)},
+    )  # fmt: skip
+    session = gpurt.InferenceSession(model, providers=["cpu"])
+    np.testing.assert_array_equal(session.run(None, {"x": np.ones(3, "f4"), "c": np.array(False)})[0], -np.ones(3))
+    with pytest.raises(gpurt.errors.GpurtError):
+        session.run(None, {"x": np.ones(3, "f4"), "c": np.array(True)})
 
 
 def test_outputs_that_are_the_same_both_stay():
@@ -243,6 +346,22 @@ def test_dynamic_batch_reshape():
     assert any(r.why.startswith("shape arithmetic") for r in report.removed)
     for batch in (1, 3, 0):
         same_values(model, {"x": np.ones((batch, 2, 4), np.float32)})
+
+
+def test_an_unknown_dimension_beside_a_copied_one_stays():
+    nodes = [n("Shape", ["x"], ["s"], end=1), n("Shape", ["u"], ["t"], end=1), n("Concat", ["s", "t", "k"], ["r"], axis=0),
+             n("Reshape", ["x", "r"], ["y"])]  # fmt: skip
+    model = model_of(nodes, {"x": (2, 3, 4), "u": (3,)}, {"k": i64(4)})
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", F32, ["a", "b", 4]))
+    model.graph.input[1].CopyFrom(helper.make_tensor_value_info("u", F32, ["c"]))
+    assert "Concat" in optimized(model)[0]
+    same_values(model, {"x": np.ones((0, 3, 4), np.float32), "u": np.ones(3, np.float32)})
+
+
+def test_a_dimension_with_two_new_axes_is_no_shape():
+    nodes = [n("Shape", ["x"], ["s"]), n("Gather", ["s", "k"], ["g"]), n("Unsqueeze", ["g", "a"], ["y"])]
+    model = model_of(nodes, M, {"k": i64(1)[0], "a": i64(0, 1)})
+    same_values(model, feed(M))
 
 
 def test_two_unknown_dimensions_of_the_same_tensor_are_copied():

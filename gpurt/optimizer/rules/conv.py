@@ -137,8 +137,49 @@ class PadFusion(RewriteRule):
         amounts = _per_axis(pads, axes, facts.rank(w))
         assert amounts is not None, "the pads were checked"
         own = facts.attr(conv, "pads") if facts.attr(conv, "auto_pad", "NOTSET") == "NOTSET" else None
-        both = amounts[:, 2:].reshape(-1) + np.asarray(own or [0] * (2 * (amounts.shape[1] - 2)))
-        return op.Conv(x, w, b, _like=conv, pads=both.tolist(), auto_pad=None)
+        return op.Conv(x, w, b, _like=conv, pads=_summed(amounts, own).tolist(), auto_pad=None)
+
+
+class PadPoolFusion(RewriteRule):
+    """AveragePool(Pad(x, zeros)), MaxPool(Pad(x, -inf)) -> the pool with pads."""
+
+    name = "PadFusion"
+    why = "fused into the pool after it"
+
+    def __init__(self, op_type: str) -> None:
+        self._op_type = op_type
+        super().__init__()
+
+    def pattern(self, op: Any, x: Any, pads: Any, fill: Any, axes: Any) -> Any:
+        return getattr(op, self._op_type)(op.Pad(x, pads, fill, axes, mode="constant"), _name="pool")
+
+    def check(self, m: MatchResult, x: Any, pads: Any, fill: Any, axes: Any, pool: ir.Node) -> MatchResult:
+        if (0 if fill is None else facts.scalar(fill)) != (0 if self._op_type == "AveragePool" else -np.inf):
+            return m.fail("it does not pad with what the pool pads with")
+        own, kernel = facts.attr(pool, "pads"), np.asarray(facts.attr(pool, "kernel_shape"))
+        if facts.attr(pool, "auto_pad", "NOTSET") not in ("NOTSET", "VALID") or facts.attr(pool, "ceil_mode", 0):
+            return m.fail("the pool finds its own padding")
+        if self._op_type == "AveragePool" and any(own or ()) and not facts.attr(pool, "count_include_pad", 0):
+            return m.fail("the pool does not count its own padding")
+        amounts = _per_axis(pads, axes, facts.rank(x))
+        if amounts is None:
+            return m.fail("the pads or axes are not constant, or the rank of x not known")
+        if amounts.min(initial=0) < 0 or amounts[:, :2].any():
+            return m.fail("it crops, or pads samples or channels")
+        fits = (np.reshape(_summed(amounts, own), (2, -1)) < kernel).all()
+        return m if fits else m.fail("the padding is as wide as the kernel")
+
+    def rewrite(self, op: Any, x: ir.Value, pads: Any, axes: Any, pool: ir.Node) -> Any:
+        amounts = _per_axis(pads, axes, facts.rank(x))
+        assert amounts is not None, "the pads were checked"
+        total = _summed(amounts, facts.attr(pool, "pads")).tolist()
+        counted = {"count_include_pad": 1} if self._op_type == "AveragePool" else {}
+        return getattr(op, self._op_type)(x, _like=pool, pads=total, auto_pad=None, **counted)
+
+
+def _summed(amounts: np.ndarray, own: list[int] | None) -> np.ndarray:
+    """Padding of the axes of an image, and the operator's own beside it, in the order of the attribute."""
+    return amounts[:, 2:].reshape(-1) + np.asarray(own or [0] * (2 * (amounts.shape[1] - 2)))
 
 
 def _per_axis(pads: ir.Value, axes: ir.Value | None, rank: int | None) -> np.ndarray | None:
@@ -153,7 +194,7 @@ def _per_axis(pads: ir.Value, axes: ir.Value | None, rank: int | None) -> np.nda
 
 def rules() -> list[RewriteRule]:
     """The rules of this module."""
-    made: list[RewriteRule] = [PadFusion()]
+    made: list[RewriteRule] = [PadFusion(), *(PadPoolFusion(op_type) for op_type in ("AveragePool", "MaxPool"))]
     for conv in ("Conv", "ConvTranspose"):
         made.append(ConvBNFusion(conv, "BatchNormalization"))
         made += [ConvMulFusion(conv, op_type) for op_type in ("Mul", "Div")]

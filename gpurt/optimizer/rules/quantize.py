@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from gpurt.optimizer import facts
 from gpurt.optimizer.rewrite import MatchResult, RewriteRule
+from gpurt.options import GraphOptimizationLevel
 
 _NARROW: Final = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16})
 
@@ -92,6 +93,61 @@ class QDQPropagation(RewriteRule):
         return getattr(op, self._op_type)(q, *f.inputs[1:], _like=f)
 
 
+class _BeforeQuantize(RewriteRule):
+    """What only cuts off what quantizing cuts off anyway goes."""
+
+    level = GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    why = "quantizing cuts off as much"
+    consumes = False
+
+    def limits(self, cut: ir.Node) -> tuple[Any, Any]:
+        """What is cut off below and above; None where it is not known."""
+        raise NotImplementedError
+
+    def check(self, m: MatchResult, s: ir.Value, quant: ir.Node, cut: ir.Node) -> MatchResult:
+        below, above = self.limits(cut)
+        scale, kind = facts.array(s), facts.dtype(quant.outputs[0])
+        zero = facts.array(facts.given(quant, 2))
+        if below is None or above is None or scale is None or kind not in _NARROW:
+            return m.fail("the limits or the scale are not constant, or the type is wider than 16 bits")
+        if facts.given(quant, 2) is not None and zero is None:
+            return m.fail("the zero point is not constant")
+        info = np.iinfo(kind.numpy())
+        offset = np.float64(0) if zero is None else zero.astype(np.float64)
+        ends = [(end - offset) * scale.astype(np.float64) for end in (info.min, info.max)]
+        inside = np.all(ends[0] >= below) and np.all(ends[1] <= above)
+        return m if inside else m.fail("it cuts off more than quantizing does")
+
+    def rewrite(self, op: Any, x: ir.Value, s: ir.Value, z: ir.Value | None, quant: ir.Node) -> Any:
+        return op.QuantizeLinear(x, s, z, _like=quant)
+
+
+class ReluQuantFusion(_BeforeQuantize):
+    """QuantizeLinear(Relu(x)) -> QuantizeLinear(x), where the smallest quantized number stands for 0 or more."""
+
+    def pattern(self, op: Any, x: Any, s: Any, z: Any) -> Any:
+        return op.QuantizeLinear(op.Relu(x, _name="cut"), s, z, _name="quant")
+
+    def limits(self, cut: ir.Node) -> tuple[Any, Any]:  # noqa: ARG002 - as declared
+        return 0.0, np.inf
+
+
+class ClipQuantFusion(_BeforeQuantize):
+    """QuantizeLinear(Clip(x, low, high)) -> QuantizeLinear(x), where no quantized number is outside of the limits."""
+
+    def pattern(self, op: Any, x: Any, s: Any, z: Any, low: Any, high: Any) -> Any:
+        return op.QuantizeLinear(op.Clip(x, low, high, _name="cut"), s, z, _name="quant")
+
+    def limits(self, cut: ir.Node) -> tuple[Any, Any]:
+        low, high = facts.given(cut, 1), facts.given(cut, 2)
+        return -np.inf if low is None else facts.scalar(low), np.inf if high is None else facts.scalar(high)
+
+
 def rules() -> list[RewriteRule]:
     """The rules of this module."""
-    return [DoubleQDQPairsRemover(), *(QDQPropagation(op_type) for op_type in _MOVES)]
+    return [
+        ReluQuantFusion(),
+        ClipQuantFusion(),
+        DoubleQDQPairsRemover(),
+        *(QDQPropagation(op_type) for op_type in _MOVES),
+    ]
