@@ -1,6 +1,6 @@
 """The whole ONNX backend suite on every provider list, all of it in the GPU kernel class too; CI runs a sample there.
 
-python3 ci/conformance.py [PYTEST OPTIONS]
+    python3 ci/conformance.py [PYTEST OPTIONS]
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Names are unique in the whole model, nested graphs included, and every opset is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -349,8 +349,10 @@ def test_dynamic_batch_reshape():
 
 
 def test_an_unknown_dimension_beside_a_copied_one_stays():
-    nodes = [n("Shape", ["x"], ["s"], end=1), n("Shape", ["u"], ["t"], end=1), n("Concat", ["s", "t", "k"], ["r"], axis=0),
-             n("Reshape", ["x", "r"], ["y"])]  # fmt: skip
+    nodes = [
+        n("Shape", ["x"], ["s"], end=1), n("Shape", ["u"], ["t"], end=1), n("Concat", ["s", "t", "k"], ["r"], axis=0),
+        n("Reshape", ["x", "r"], ["y"]),
+    ]  # fmt: skip
     model = model_of(nodes, {"x": (2, 3, 4), "u": (3,)}, {"k": i64(4)})
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", F32, ["a", "b", 4]))
     model.graph.input[1].CopyFrom(helper.make_tensor_value_info("u", F32, ["c"]))

@@ -179,7 +179,8 @@ class PadPoolFusion(RewriteRule):
 
 def _summed(amounts: np.ndarray, own: list[int] | None) -> np.ndarray:
     """Padding of the axes of an image, and the operator's own beside it, in the order of the attribute."""
-    return amounts[:, 2:].reshape(-1) + np.asarray(own or [0] * (2 * (amounts.shape[1] - 2)))
+    flat: np.ndarray = amounts[:, 2:].reshape(-1)
+    return flat if not own else flat + np.asarray(own)
 
 
 def _per_axis(pads: ir.Value, axes: ir.Value | None, rank: int | None) -> np.ndarray | None:
