@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -82,12 +81,20 @@ class Mismatch(Exception):
         super().__init__(reason)
 
 
-def variants(root: Output) -> list[Output]:
-    """A pattern with the inputs of its commutative calls in every order."""
-    calls = [c for c in _calls(root.call) if c.op_type in COMMUTATIVE and not c.domain and len(c.inputs) == 2]
-    choices = itertools.product((False, True), repeat=len(calls))
-    swaps = [{c for c, swap in zip(calls, chosen, strict=True) if swap} for chosen in choices]
-    return [Output(_swapped(root.call, swap, {}), root.index) for swap in swaps]
+@dataclass(slots=True)
+class Nearest:
+    """Of all ways in which a pattern did not fit, the one in which most of its nodes did.
+
+    The last node of a pattern fits wherever it is tried, so with that one alone it is not near.
+    """
+
+    reason: str = ""
+    fitted: int = 1
+
+    def note(self, reason: str, fitted: int) -> None:
+        """Another way in which it did not fit."""
+        if fitted > self.fitted:
+            self.reason, self.fitted = reason, fitted
 
 
 def _calls(call: Call) -> Iterator[Call]:
@@ -104,16 +111,6 @@ def _calls(call: Call) -> Iterator[Call]:
     return iter(seen)
 
 
-def _swapped(call: Call, swap: set[Call], made: dict[Call, Call]) -> Call:
-    # Calls that stand twice in the pattern stay one call in the copy.
-    if call not in made:
-        inputs = tuple(
-            Output(_swapped(t.call, swap, made), t.index) if isinstance(t, Output) else t for t in call.inputs
-        )
-        made[call] = Call(call.domain, call.op_type, inputs[::-1] if call in swap else inputs, call.attrs, call.name)
-    return made[call]
-
-
 def names(root: Output) -> set[str]:
     """All names that a match of the pattern binds."""
     found: set[str] = set()
@@ -124,26 +121,93 @@ def names(root: Output) -> set[str]:
     return found
 
 
-def match(root: Output, node: ir.Node) -> Bindings:
-    """Lay a pattern over the graph with its last call on a node. Raises Mismatch where it does not fit."""
+# What is still to be matched: a term, the value that it has to be, and the node that reads it; then the rest.
+_Goals = tuple[Any, "ir.Value | None", ir.Node, Any] | None
+
+
+def matches(root: Output, node: ir.Node, nearest: Nearest) -> Iterator[Bindings]:
+    """All ways to lay a pattern over the graph with its last call on a node.
+
+    There are several where operators are commutative: each order of their inputs is followed as far as it fits.
+    """
     bound = Bindings()
-    _match_call(root.call, node, bound, node.graph)
-    return bound
-
-
-def _match_call(call: Call, node: ir.Node, bound: Bindings, graph: Any) -> None:
-    if call in bound.nodes:
-        if bound.nodes[call] is not node:
-            raise Mismatch(
-                f"{node.name!r} is not the same {call.op_type} as elsewhere in the pattern", len(bound.nodes)
-            )
+    try:
+        _check_call(root.call, node, node.graph, 0)
+        _bind_call(root.call, node, bound)
+    except Mismatch as e:
+        nearest.note(e.reason, e.fitted)
         return
+    for goals in _orders(root.call, node, None):
+        yield from _solve(goals, bound, node.graph, nearest)
+
+
+def _solve(goals: _Goals, bound: Bindings, graph: Any, nearest: Nearest) -> Iterator[Bindings]:
+    if goals is None:
+        yield bound
+        return
+    term, value, user, rest = goals
+    fitted = len(bound.nodes)
+    try:
+        if isinstance(term, Output):
+            producer = _producer(term, value, user, fitted)
+            known = bound.nodes.get(term.call)
+            if known is not None:
+                if known is not producer:
+                    reason = f"{producer.name!r} is not the same {producer.op_type} as elsewhere in the pattern"
+                    raise Mismatch(reason, fitted)
+                yield from _solve(rest, bound, graph, nearest)
+                return
+            _check_call(term.call, producer, graph, fitted)
+            bound = Bindings(dict(bound.values), dict(bound.nodes))
+            _bind_call(term.call, producer, bound)
+        else:
+            if isinstance(term, Variable) and term.name not in bound.values:
+                bound = Bindings({**bound.values, term.name: value}, bound.nodes)
+            _check_leaf(term, value, user, bound)
+            yield from _solve(rest, bound, graph, nearest)
+            return
+    except Mismatch as e:
+        nearest.note(e.reason, e.fitted)
+        return
+    for more in _orders(term.call, producer, rest):
+        yield from _solve(more, bound, graph, nearest)
+
+
+def _orders(call: Call, node: ir.Node, rest: _Goals) -> Iterator[_Goals]:
+    """The inputs of a call as goals, in each order that they may stand in."""
+    both = call.op_type in COMMUTATIVE and not call.domain and len(call.inputs) == 2
+    for inputs in (call.inputs, call.inputs[::-1]) if both else (call.inputs,):
+        goals = rest
+        pairs = [(term, facts.given(node, i)) for i, term in enumerate(inputs)]
+        # Variables fit everywhere, constants hardly anywhere: what fails does so early.
+        for term, value in sorted(pairs, key=lambda p: _RANK.get(type(p[0]), 2)):
+            goals = (term, value, node, goals)
+        yield goals
+
+
+_RANK: Final = {Variable: 0, Output: 1}
+
+
+def _producer(term: Output, value: ir.Value | None, user: ir.Node, fitted: int) -> ir.Node:
+    producer = value.producer() if value is not None else None
+    if value is None or producer is None:
+        what = "nothing" if value is None else f"{value.name!r}, which no node makes"
+        raise Mismatch(f"{user.name!r} reads {what}, not a {term.call.op_type}", fitted)
+    if value.index() != term.index:
+        raise Mismatch(f"{value.name!r} is output {value.index()} of its node, not {term.index}", fitted)
+    return producer
+
+
+def _check_call(call: Call, node: ir.Node, graph: Any, fitted: int) -> None:
     if node.op_type != call.op_type or node.domain != call.domain:
-        raise Mismatch(f"{node.name!r} is {node.op_type}, not {call.op_type}", len(bound.nodes))
+        raise Mismatch(f"{node.name!r} is {node.op_type}, not {call.op_type}", fitted)
     if node.graph is not graph:
-        raise Mismatch(f"{node.name!r} is outside the body that reads it", len(bound.nodes))
+        raise Mismatch(f"{node.name!r} is outside the body that reads it", fitted)
     if len(node.inputs) > len(call.inputs) and not all(map(facts.absent, node.inputs[len(call.inputs) :])):
-        raise Mismatch(f"{node.name!r} has {len(node.inputs)} inputs, not {len(call.inputs)}", len(bound.nodes))
+        raise Mismatch(f"{node.name!r} has {len(node.inputs)} inputs, not {len(call.inputs)}", fitted)
+
+
+def _bind_call(call: Call, node: ir.Node, bound: Bindings) -> None:
     bound.nodes[call] = node
     for name, expected in call.attrs.items():
         found = facts.attr(node, name)
@@ -153,34 +217,24 @@ def _match_call(call: Call, node: ir.Node, bound: Bindings, graph: Any) -> None:
             raise Mismatch(f"{node.name!r} has {name}={found!r}, not {expected!r}", len(bound.nodes))
     if call.name:
         bound.values[call.name] = node
-    for position, term in enumerate(call.inputs):
-        _match_input(term, facts.given(node, position), bound, graph, node)
 
 
-def _match_input(term: Any, value: ir.Value | None, bound: Bindings, graph: Any, user: ir.Node) -> None:
+def _check_leaf(term: Any, value: ir.Value | None, user: ir.Node, bound: Bindings) -> None:
     fitted = len(bound.nodes)
     if isinstance(term, Variable):
-        if bound.values.setdefault(term.name, value) is not value:
+        if bound.values[term.name] is not value:
             raise Mismatch(f"{term.name!r} would be two different values", fitted)
-    elif term is None:
+        return
+    if term is None:
         if value is not None:
             raise Mismatch(f"{user.name!r} reads {value.name!r} where the pattern has nothing", fitted)
-    elif isinstance(term, Output):
-        producer = value.producer() if value is not None else None
-        if value is None or producer is None:
-            what = "nothing" if value is None else f"{value.name!r}, which no node makes"
-            raise Mismatch(f"{user.name!r} reads {what}, not a {term.call.op_type}", fitted)
-        if value.index() != term.index:
-            raise Mismatch(f"{value.name!r} is output {value.index()} of its node, not {term.index}", fitted)
-        _match_call(term.call, producer, bound, graph)
-    else:
-        content = facts.array(value)
-        fits = content is not None and content.size == 1 and _equal(content.reshape(-1)[0], term)
-        ranks = [facts.rank(v) for v in user.inputs if v is not value]
-        if fits and content is not None and content.ndim > max((r for r in ranks if r is not None), default=0):
-            raise Mismatch(f"{user.name!r} may get axes from the constant {term!r}", fitted)
-        if not fits:
-            raise Mismatch(f"{user.name!r} reads {value.name if value else None!r}, not the constant {term!r}", fitted)
+        return
+    content = facts.array(value)
+    if content is None or content.size != 1 or not _equal(content.reshape(-1)[0], term):
+        raise Mismatch(f"{user.name!r} reads {value.name if value else None!r}, not the constant {term!r}", fitted)
+    ranks = [facts.rank(v) for v in user.inputs if v is not value]
+    if content.ndim > max((r for r in ranks if r is not None), default=0):
+        raise Mismatch(f"{user.name!r} may get axes from the constant {term!r}", fitted)
 
 
 def _equal(element: Any, expected: Any) -> bool:

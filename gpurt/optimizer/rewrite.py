@@ -12,7 +12,7 @@ import onnx_ir as ir
 from gpurt.errors import InvalidArgument
 from gpurt.optimizer import facts, pattern
 from gpurt.optimizer.build import Builder
-from gpurt.optimizer.pattern import Bindings, Mismatch, Output
+from gpurt.optimizer.pattern import Bindings, Mismatch, Nearest, Output
 from gpurt.optimizer.transformer import Kind, NearMiss, Removed, Result, Tools, naming
 from gpurt.options import GraphOptimizationLevel
 
@@ -93,9 +93,10 @@ class RewriteRule:
         root = self.pattern(recorder, *(pattern.Variable(n) for n in _parameters(self.pattern)[1:]))
         if not isinstance(root, Output):
             raise InvalidArgument(f"the pattern of rule {self.name!r} returns {root!r}, not the value of a call of op")
-        self.variants = pattern.variants(root)
+        self._term = root
         self.reads = frozenset(t.call.op_type for t in root.call.inputs if isinstance(t, Output))
-        known = pattern.names(root)
+        # A rule of several forms may have variables that one of its forms does not read.
+        known = pattern.names(root) | set(_parameters(self.pattern)[1:])
         self._check = _parameters(self.check)[1:] if self.check is not None else []
         self._rewrite = _parameters(self.rewrite)[1:]
         for name in (*self._check, *self._rewrite):
@@ -105,23 +106,22 @@ class RewriteRule:
     @property
     def root(self) -> tuple[str, str]:
         """Domain and operator of the node that the pattern ends in."""
-        call = self.variants[0].call
+        call = self._term.call
         return call.domain, call.op_type
 
     def apply_at(self, node: ir.Node, tools: Tools, result: Result) -> list[ir.Node] | None:
         """Rewrite what ends in a node, if the rule fires there: the new nodes, or None. Near misses are noted."""
-        best: Mismatch | None = None
-        for variant in self.variants:
+        nearest = Nearest()
+        for bound in pattern.matches(self._term, node, nearest):
             try:
-                bound = pattern.match(variant, node)
                 made = self._fire(node, bound, tools, result)
             except Mismatch as e:
-                best = e if best is None or e.fitted > best.fitted else best
+                nearest.note(e.reason, e.fitted)
                 continue
             tools.misses.pop((self.name, node.name or ""), None)
             return made
-        if best is not None and best.fitted > 1:  # the last node alone fits everywhere: that is not near
-            self._miss(node, best, tools)
+        if nearest.reason:
+            self._miss(node, nearest, tools)
         return None
 
     def _fire(self, node: ir.Node, bound: Bindings, tools: Tools, result: Result) -> list[ir.Node]:
@@ -205,7 +205,7 @@ class RewriteRule:
         logger.debug("%s at %s: %s", self.name, node.name, why)
         return builder.nodes
 
-    def _miss(self, node: ir.Node, why: Mismatch, tools: Tools) -> None:
+    def _miss(self, node: ir.Node, why: Nearest, tools: Tools) -> None:
         key = (self.name, node.name or "")
         known = tools.misses.get(key)
         if known is None or known.fitted < why.fitted:  # several rules may share a name: the nearest counts

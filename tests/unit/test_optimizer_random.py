@@ -149,7 +149,32 @@ def quantize(g: Graph) -> None:
     g.add("DequantizeLinear", [q, s, z], tuple(g.shapes[x]))
 
 
-STEPS = (unary, clip, with_constant, with_constant, binary, transpose, reshape, conv, matmul, slice_all)
+def formula(g: Graph) -> None:
+    """What level extended makes one operator of, whole or with something else in it."""
+    x = g.value()
+    shape = g.shapes[x]
+    other = g.draw(st.sampled_from([x, x, *[v for v, s in g.shapes.items() if s == shape]]))
+    match g.draw(st.sampled_from(["Sigmoid", "HardSigmoid", "Erf", "LayerNorm"])):
+        case "Erf":
+            erf = g.add("Erf", [g.add("Div", [other, g.constant(1.4142135)], shape)], shape)
+            bell = g.add("Add", [erf, g.constant(1)], shape)
+            g.add("Mul", [g.add("Mul", [x, bell], shape), g.constant(0.5)], shape)
+        case "LayerNorm":
+            if shape:
+                axes = g.constant([-1], np.int64)
+                mean = g.add("ReduceMean", [other, axes], (*shape[:-1], 1))
+                centered = g.add("Sub", [x, mean], shape)
+                square = g.add("Mul", [centered, centered], shape)
+                variance = g.add("ReduceMean", [square, axes], (*shape[:-1], 1))
+                root = g.add("Sqrt", [g.add("Add", [variance, g.constant(0.1)], (*shape[:-1], 1))], (*shape[:-1], 1))
+                scaled = g.add("Mul", [g.add("Div", [centered, root], shape), g.numbers(shape[-1])], shape)
+                g.add("Add", [scaled, g.numbers(shape[-1])], shape)
+        case gate:
+            attrs = {"alpha": 1 / 6, "beta": 0.5} if gate == "HardSigmoid" else {}
+            g.add("Mul", [x, g.add(gate, [other], shape, **attrs)], shape)
+
+
+STEPS = (unary, clip, with_constant, with_constant, binary, transpose, reshape, conv, matmul, slice_all, formula)
 
 
 @st.composite

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from gpurt.optimizer import identities
 from gpurt.optimizer.rewrite import RewriteRule
-from gpurt.optimizer.rules import conv, elementwise, gemm, norm, quantize, reshape, transpose
+from gpurt.optimizer.rules import activation, attention, conv, elementwise, gemm, norm, quantize, reshape, transpose
 
 
-def all_rules() -> list[RewriteRule]:
-    """All rules, in the order in which they are tried at a node: what goes away first, then what becomes another."""
-    modules = (identities, reshape, transpose, elementwise, conv, gemm, norm, quantize)
-    return [rule for module in modules for rule in module.rules()]
+@cache
+def all_rules() -> tuple[RewriteRule, ...]:
+    """All rules, in the order in which they are tried at a node: what goes away first, then what becomes another.
+
+    They keep nothing of a model, so all sessions share them.
+    """
+    modules = (identities, reshape, transpose, elementwise, conv, gemm, activation, norm, attention, quantize)
+    return tuple(rule for module in modules for rule in module.rules())
