@@ -91,6 +91,13 @@ def dims(value: ir.Value | None) -> list[int | None] | None:
     return [d if isinstance(d, int) and d >= 0 else None for d in value.shape]
 
 
+def symbol(dim: int | ir.SymbolicDim) -> str | None:
+    """Name that a model gives a dimension that it does not know; None for numbers and names that inference made up."""
+    if isinstance(dim, int) or dim.value is None or dim.value.startswith("unk__"):
+        return None
+    return dim.value
+
+
 def rank(value: ir.Value | None) -> int | None:
     """Number of dimensions of a value, where known."""
     found = dims(value)

@@ -14,6 +14,7 @@ from gpurt.loader import Names
 from gpurt.optimizer.cse import CommonSubexpressionElimination, ConstantSharing
 from gpurt.optimizer.dead import DeadCode
 from gpurt.optimizer.fold import ConstantBranches, ConstantFolding, StaticShapes
+from gpurt.optimizer.inference import ShapeInference
 from gpurt.optimizer.owner import Owners
 from gpurt.optimizer.rewrite import RewriteRule, RuleSet
 from gpurt.optimizer.rules import all_rules
@@ -41,7 +42,7 @@ def transformers(
     added = [*(_plugins() if plugins else ()), *(made for item in extra for made in instances(item))]
     rules = [t for t in (*own, *added) if isinstance(t, RewriteRule)]
     passes = [t for t in (*own, *added) if not isinstance(t, RewriteRule)]
-    return [*passes, ConstantSharing(), CommonSubexpressionElimination(), DeadCode()], rules
+    return [*passes, ShapeInference(), ConstantSharing(), CommonSubexpressionElimination(), DeadCode()], rules
 
 
 def instances(item: Any) -> list[Any]:
@@ -89,7 +90,7 @@ def optimize(
     if level == GraphOptimizationLevel.ORT_DISABLE_ALL:
         return Report([], [])
     chosen = [r for r in rules if r.name not in off and level_of(r) <= level]
-    position = next(i for i, p in enumerate(passes) if isinstance(p, ConstantSharing))
+    position = next(i for i, p in enumerate(passes) if isinstance(p, ShapeInference))
     order = [*passes[:position], RuleSet(chosen), *passes[position:]]
     owner = Owners(providers) if providers is not None else None
     tools = Tools(names if names is not None else Names.of(model), evaluate, owner)

@@ -23,10 +23,16 @@ _LARGEST: Final = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Dim:
-    """A dimension that only the run will tell."""
+    """A dimension that only the run will tell: the same wherever it has the same name, or of one value and axis."""
 
-    source: ir.Value
-    axis: int
+    source: ir.Value | str
+    axis: int = 0
+
+
+def _dim(value: ir.Value, axis: int) -> Dim:
+    assert value.shape is not None, "only ranks that are known have dimensions"
+    name = facts.symbol(value.shape[axis])
+    return Dim(value, axis) if name is None else Dim(name)
 
 
 Content = np.ndarray  # of int, Dim, or None for what is not even a dimension; of rank 0 or 1
@@ -69,7 +75,11 @@ class ShapeArithmetic:
         content = known.get(target) if target is not None else None
         if target is None or content is None or content.ndim != 1 or not content.size:
             return
-        shape = [0 if e == Dim(data, i) else e for i, e in enumerate(content.tolist())] if data is not None else []
+        rank = facts.rank(data) or 0
+        shape = [
+            0 if isinstance(e, Dim) and data is not None and i < rank and e in (Dim(data, i), _dim(data, i)) else e
+            for i, e in enumerate(content.tolist())
+        ]
         unknown = [i for i, e in enumerate(shape) if not isinstance(e, int)]
         fixed = [e for i, e in enumerate(shape) if isinstance(e, int) and e != 0]
         if len(unknown) > 1 or (unknown and any(e < 0 for e in fixed)) or any(shape[i] is None for i in unknown):
@@ -126,7 +136,7 @@ def _shape(node: ir.Node, _: list[Content | None]) -> Content | None:
     dims = facts.dims(source)
     if dims is None or source is None:
         return None
-    items = [Dim(source, i) if d is None else d for i, d in enumerate(dims)]
+    items = [_dim(source, i) if d is None else d for i, d in enumerate(dims)]
     return _objects(items[facts.attr(node, "start", 0) : facts.attr(node, "end", len(items))])
 
 

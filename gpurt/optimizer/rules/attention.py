@@ -100,7 +100,7 @@ def _symbols(value: ir.Value) -> list[int | str | None] | None:
     """Dimensions of a value with their symbolic names."""
     if value.shape is None:
         return None
-    return [d if isinstance(d, int) else d.value for d in value.shape]
+    return [d if isinstance(d, int) else facts.symbol(d) for d in value.shape]
 
 
 def _fits(mask: ir.Value, q: list[int | str | None], k: list[int | str | None]) -> bool:
