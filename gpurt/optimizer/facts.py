@@ -98,6 +98,13 @@ def symbol(dim: int | ir.SymbolicDim) -> str | None:
     return dim.value
 
 
+def symbols(value: ir.Value | None) -> list[int | str | None] | None:
+    """Dimensions of a value, with the model's names for those that are not known; None where the rank is not known."""
+    if value is None or value.shape is None or not isinstance(value.type, ir.TensorType | None):
+        return None
+    return [(d if d >= 0 else None) if isinstance(d, int) else symbol(d) for d in value.shape]
+
+
 def rank(value: ir.Value | None) -> int | None:
     """Number of dimensions of a value, where known."""
     found = dims(value)

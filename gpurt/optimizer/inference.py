@@ -11,7 +11,7 @@ from gpurt.optimizer.transformer import Result, Tools
 
 
 class ShapeInference:
-    """onnx's shape inference over the graph as it is now; a change is a dimension that was not known before."""
+    """onnx's shape inference over the graph as it is now; a change is what was not known before."""
 
     name = "ShapeInference"
 
@@ -35,5 +35,4 @@ def _known(value: ir.Value) -> int:
 def _forget_made_names(value: ir.Value) -> None:
     """Inference keeps a name that is there, and so would never replace one that it made itself by a better one."""
     if value.shape is not None and not value.shape.is_static():
-        dims = [d if isinstance(d, int) else facts.symbol(d) for d in value.shape]
-        value.shape = ir.Shape(dims)
+        value.shape = ir.Shape([d if isinstance(d, int) else facts.symbol(d) for d in value.shape])

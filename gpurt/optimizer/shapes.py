@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from gpurt.optimizer import facts
 from gpurt.optimizer.fold import replace_by_constant
+from gpurt.optimizer.symbols import Dims, broadcast, name_outputs, refine
 from gpurt.optimizer.transformer import Result, Tools
 
 _ELEMENTS: Final = 64  # no tensor has more dimensions
@@ -50,7 +51,9 @@ class ShapeArithmetic:
         # Outer graphs first: bodies read what is outside. The order in which graphs are edited does not matter here.
         for graph in reversed(list(facts.all_graphs(model.graph))):
             for node in list(graph):
+                name_outputs(node)
                 if node.domain or node.op_type not in _RULES or node.graph is not graph:
+                    _name_dimensions(node, known)
                     self._reshape(graph, node, known, tools, result)
                     continue
                 content = _compute(node, known)
@@ -93,6 +96,20 @@ class ShapeArithmetic:
         graph.register_initializer(new)
         node.replace_input_with(1, new)
         result.changes += 1
+
+
+def _name_dimensions(node: ir.Node, known: dict[ir.Value, Content]) -> None:
+    """Give the output of Reshape or Expand the dimensions that its shape input names."""
+    content = known.get(node.inputs[1]) if node.op_type in ("Reshape", "Expand") and node.inputs[1] else None
+    if node.domain or content is None or content.ndim != 1:
+        return
+    named: Dims = [
+        e.source if isinstance(e, Dim) and isinstance(e.source, str) else e if isinstance(e, int) and e > 0 else None
+        for e in content.tolist()
+    ]
+    found = broadcast([facts.symbols(node.inputs[0]), named]) if node.op_type == "Expand" else named
+    if found is not None:
+        refine(node.outputs[0], found)
 
 
 def _compute(node: ir.Node, known: dict[ir.Value, Content]) -> Content | None:
@@ -203,6 +220,30 @@ def _arithmetic(
     return rule
 
 
+def _equal(_: ir.Node, ins: list[Content | None]) -> Content | None:
+    """No dimension is negative, so that it is not -1, whatever it is."""
+    if ins[0] is None or ins[1] is None:
+        return None
+    one, two = np.broadcast_arrays(ins[0], ins[1])
+    return _objects([_same_size(a, b) for a, b in zip(one.flat, two.flat, strict=True)], one.shape)
+
+
+def _same_size(a: Any, b: Any) -> Any:
+    if a is None or b is None:
+        return None
+    if isinstance(a, Dim) == isinstance(b, Dim):
+        return True if a == b else None if isinstance(a, Dim) else False
+    return False if (b if isinstance(a, Dim) else a) < 0 else None
+
+
+def _where(_: ir.Node, ins: list[Content | None]) -> Content | None:
+    if any(i is None for i in ins):
+        return None
+    chosen, one, two = np.broadcast_arrays(*(i for i in ins if i is not None))
+    items = [None if c is None else a if c else b for c, a, b in zip(chosen.flat, one.flat, two.flat, strict=True)]
+    return _objects(items, chosen.shape)
+
+
 def _divided(a: int, b: int) -> int:
     quotient = abs(a) // abs(b)  # ONNX rounds towards zero
     return quotient if (a < 0) == (b < 0) else -quotient
@@ -218,6 +259,8 @@ _RULES: Final[dict[str, Callable[[ir.Node, list[Content | None]], Content | None
     "Cast": _same,
     "Identity": _same,
     "Add": _arithmetic(lambda a, b: a + b, 0),
+    "Equal": _equal,
+    "Where": _where,
     "Sub": _arithmetic(lambda a, b: a - b, 0),
     "Mul": _arithmetic(lambda a, b: a * b, 1),
     "Div": _arithmetic(_divided, 1),

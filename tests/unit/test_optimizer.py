@@ -360,6 +360,63 @@ def test_an_unknown_dimension_beside_a_copied_one_stays():
     same_values(model, {"x": np.ones((0, 3, 4), np.float32), "u": np.ones(3, np.float32)})
 
 
+def exported_attention(exporter: str) -> onnx.ModelProto:
+    """Self-attention of two heads of 4 over a batch whose size is not known, as torch's exporters write it."""
+    split = [n("Transpose", ["qkv"], ["t"], perm=[2, 0, 3, 1, 4])]
+    for i, name in enumerate("qkv"):
+        split += [n("Gather", ["t", f"i{i}"], [f"{name}4"], axis=0)]
+    if exporter == "script":
+        keys = [n("Transpose", ["k4"], ["kt"], perm=[0, 1, 3, 2])]
+        head = [n("Shape", ["x"], ["sx"]), n("Gather", ["sx", "i0"], ["b"]), n("Unsqueeze", ["b", "zero"], ["b1"]),
+                n("Concat", ["b1", "rest"], ["shape"], axis=0), n("Reshape", ["x", "shape"], ["qkv"])]  # fmt: skip
+    else:
+        keys = [n("Reshape", ["k4", "flat"], ["k3"], allowzero=1), n("Transpose", ["k3"], ["k3t"], perm=[0, 2, 1]),
+                n("Shape", ["x"], ["b1"], end=1), n("Concat", ["b1", "heads"], ["shape"], axis=0),
+                n("Reshape", ["k3t", "shape"], ["kt"], allowzero=1)]  # fmt: skip
+        head = [n("Reshape", ["x", "all"], ["qkv"], allowzero=1)]
+    nodes = [
+        *head, *split, *keys, n("Mul", ["q4", "c"], ["qs"]), n("Mul", ["kt", "c"], ["ks"]),
+        n("MatMul", ["qs", "ks"], ["w"]), n("Softmax", ["w"], ["p"], axis=-1), n("MatMul", ["p", "v4"], ["y"]),
+    ]  # fmt: skip
+    constants = {
+        **{f"i{i}": i64(i)[0] for i in range(3)}, "zero": i64(0), "rest": i64(5, 3, 2, 4), "all": i64(-1, 5, 3, 2, 4),
+        "flat": i64(-1, 5, 4), "heads": i64(2, 4, 5), "c": np.float32(0.25**0.25),
+    }  # fmt: skip
+    model = model_of(nodes, {"x": (2, 5, 24)}, constants)
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", F32, ["batch", 5, 24]))
+    model.graph.ClearField("value_info")
+    return model
+
+
+@pytest.mark.parametrize("exporter", ["script", "dynamo"])
+def test_attention_over_a_batch_of_any_size(exporter):
+    model = exported_attention(exporter)
+    ops, _, _ = optimized(model)
+    assert "Attention" in ops
+    assert not {"Softmax", "Shape", "Concat", "Mul"} & set(ops)
+    for batch in (1, 3):
+        same_values(model, {"x": np.random.default_rng(0).standard_normal((batch, 5, 24)).astype(np.float32)})
+
+
+def test_names_of_dimensions_come_through():
+    nodes = [
+        n("Shape", ["x"], ["s"], end=1), n("Concat", ["s", "k"], ["t"], axis=0), n("Equal", ["t", "minus"], ["e"]),
+        n("Where", ["e", "one", "t"], ["w"]), n("Expand", ["c", "w"], ["token"]), n("Reshape", ["x", "flat"], ["r"]),
+        n("Concat", ["token", "r"], ["y"], axis=1),
+    ]  # fmt: skip
+    constants = {"k": i64(-1, -1), "minus": i64(-1, -1, -1), "one": i64(1, 1, 1), "c": np.ones((1, 1, 6), "f4"),
+                 "flat": i64(-1, 4, 6)}  # fmt: skip
+    model = model_of(nodes, {"x": (2, 6, 2, 2)}, constants)
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", F32, ["batch", 6, 2, 2]))
+    model.graph.ClearField("value_info")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    ops, _, made = optimized(model)
+    assert "Equal" not in ops
+    assert [str(d) for d in made.graph.outputs[0].shape] == ["batch", "5", "6"]
+    for batch in (1, 3):
+        same_values(model, {"x": np.ones((batch, 6, 2, 2), np.float32)})
+
+
 def test_a_dimension_with_two_new_axes_is_no_shape():
     nodes = [n("Shape", ["x"], ["s"]), n("Gather", ["s", "k"], ["g"]), n("Unsqueeze", ["g", "a"], ["y"])]
     model = model_of(nodes, M, {"k": i64(1)[0], "a": i64(0, 1)})

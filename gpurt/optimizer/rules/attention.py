@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
+import numpy as np
 import onnx_ir as ir
 
 from gpurt.optimizer import facts
@@ -58,7 +59,7 @@ class AttentionFusion(RewriteRule):
         made = _transposed(k)
         if made is None:
             return m.fail("the keys are not transposed for the product")
-        one, two, three = _symbols(q), _symbols(k), _symbols(v)
+        one, two, three = facts.symbols(q), facts.symbols(k), facts.symbols(v)
         if one is None or two is None or three is None or not len(one) == len(two) == len(three) == 4:
             return m.fail("queries, keys and values have not 4 axes")
         if None in one[:2] or not one[:2] == two[:2] == three[:2]:
@@ -81,31 +82,48 @@ class AttentionFusion(RewriteRule):
     ) -> Any:
         made = _transposed(k)
         assert made is not None, "the keys were checked"
-        keys, perm = made
-        if perm != list(range(4)):
-            keys = op.Transpose(keys, perm=perm)
+        keys, how = made
+        if isinstance(how, np.ndarray):
+            keys = op.Reshape(keys, how)
+        elif how != list(range(4)):
+            keys = op.Transpose(keys, perm=how)
         return op.Attention(q, keys, v, mask, scale=self._factor(scale, scale2))
 
 
-def _transposed(k: ir.Value) -> tuple[ir.Value, list[int]] | None:
-    """What becomes (batch, heads, keys, size) of keys that a Transpose made (batch, heads, size, keys), and how."""
+def _transposed(k: ir.Value) -> tuple[ir.Value, list[int] | np.ndarray] | None:
+    """What becomes (batch, heads, keys, size) of keys that are (batch, heads, size, keys), and by which permutation.
+
+    Or by which shape: torch's newer exporter puts a Transpose of three axes between two Reshapes.
+    """
     node = k.producer()
+    if node is not None and node.op_type == "Reshape" and not node.domain:
+        return _reshaped(node)
     if node is None or node.op_type != "Transpose" or node.domain or node.inputs[0] is None:
         return None
     perm = facts.attr(node, "perm")
     return None if perm is None or len(perm) != 4 else (node.inputs[0], [perm[i] for i in _TO_KEYS])
 
 
-def _symbols(value: ir.Value) -> list[int | str | None] | None:
-    """Dimensions of a value with their symbolic names."""
-    if value.shape is None:
+def _reshaped(node: ir.Node) -> tuple[ir.Value, np.ndarray] | None:
+    inner = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if inner is None or inner.op_type != "Transpose" or facts.attr(inner, "perm") != [0, 2, 1]:
         return None
-    return [d if isinstance(d, int) else facts.symbol(d) for d in value.shape]
+    before = inner.inputs[0]
+    first = before.producer() if before is not None else None
+    source = first.inputs[0] if first is not None and first.op_type == "Reshape" and not first.domain else None
+    flat, heads = facts.dims(before), facts.dims(node.outputs[0])
+    if source is None or flat is None or heads is None or len(heads) != 4 or None in flat[1:]:
+        return None
+    # The last Reshape must leave the matrices alone and only take batch and heads apart.
+    if heads[2:] != flat[:0:-1] or heads[1] is None or not all(heads[1:]):
+        return None
+    sizes = [-1 if heads[0] is None else heads[0], heads[1], *flat[1:]]
+    return source, np.asarray(sizes, np.int64)
 
 
 def _fits(mask: ir.Value, q: list[int | str | None], k: list[int | str | None]) -> bool:
     """Whether a mask broadcasts to (batch, heads, queries, keys) without enlarging it."""
-    sizes = _symbols(mask)
+    sizes = facts.symbols(mask)
     scores = [q[0], q[1], q[2], k[3]]
     if sizes is None or not 2 <= len(sizes) <= 4:
         return False
