@@ -33,13 +33,14 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """A node: operator, inputs, and those attributes that matter."""
+    """A node: operator, inputs, those attributes that matter, and the orders in which inputs are compared."""
 
     domain: str
     op_type: str
     inputs: tuple[Any, ...]
     attrs: Mapping[str, Any]
     name: str | None
+    orders: tuple[tuple[tuple[Any, int], ...], ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +49,17 @@ class Output:
 
     call: Call
     index: int = 0
+
+
+_RANK: Final = {Variable: 0, Output: 1}
+
+
+def _orders(domain: str, op_type: str, inputs: tuple[Any, ...]) -> tuple[tuple[tuple[Any, int], ...], ...]:
+    """Terms with the positions that they may stand in; the last one is compared first."""
+    both = op_type in COMMUTATIVE and not domain and len(inputs) == 2
+    pairs = [[(t, i) for i, t in enumerate(terms)] for terms in ((inputs, inputs[::-1]) if both else (inputs,))]
+    # Variables fit everywhere, constants hardly anywhere: what fails does so early.
+    return tuple(tuple(sorted(p, key=lambda pair: _RANK.get(type(pair[0]), 2))) for p in pairs)
 
 
 class Recorder:
@@ -59,7 +71,7 @@ class Recorder:
 
     def __getattr__(self, op_type: str) -> Any:
         def call(*inputs: Any, _name: str | None = None, _domain: str = "", _outputs: int = 1, **attrs: Any) -> Any:
-            node = Call(_domain, op_type, inputs, attrs, _name)
+            node = Call(_domain, op_type, inputs, attrs, _name, _orders(_domain, op_type, inputs))
             return Output(node) if _outputs == 1 else tuple(Output(node, i) for i in range(_outputs))
 
         return call
@@ -137,7 +149,7 @@ def matches(root: Output, node: ir.Node, nearest: Nearest) -> Iterator[Bindings]
     except Mismatch as e:
         nearest.note(e.reason, e.fitted)
         return
-    for goals in _orders(root.call, node, None):
+    for goals in _inputs(root.call, node, None):
         yield from _solve(goals, bound, node.graph, nearest)
 
 
@@ -169,23 +181,17 @@ def _solve(goals: _Goals, bound: Bindings, graph: Any, nearest: Nearest) -> Iter
     except Mismatch as e:
         nearest.note(e.reason, e.fitted)
         return
-    for more in _orders(term.call, producer, rest):
+    for more in _inputs(term.call, producer, rest):
         yield from _solve(more, bound, graph, nearest)
 
 
-def _orders(call: Call, node: ir.Node, rest: _Goals) -> Iterator[_Goals]:
+def _inputs(call: Call, node: ir.Node, rest: _Goals) -> Iterator[_Goals]:
     """The inputs of a call as goals, in each order that they may stand in."""
-    both = call.op_type in COMMUTATIVE and not call.domain and len(call.inputs) == 2
-    for inputs in (call.inputs, call.inputs[::-1]) if both else (call.inputs,):
+    for order in call.orders:
         goals = rest
-        pairs = [(term, facts.given(node, i)) for i, term in enumerate(inputs)]
-        # Variables fit everywhere, constants hardly anywhere: what fails does so early.
-        for term, value in sorted(pairs, key=lambda p: _RANK.get(type(p[0]), 2)):
-            goals = (term, value, node, goals)
+        for term, position in order:
+            goals = (term, facts.given(node, position), node, goals)
         yield goals
-
-
-_RANK: Final = {Variable: 0, Output: 1}
 
 
 def _producer(term: Output, value: ir.Value | None, user: ir.Node, fitted: int) -> ir.Node:

@@ -12,7 +12,6 @@ NOISE = "expects the reference's rounding noise of 2e-7 where the exact result i
 EXCLUDED: list[tuple[str, str, str]] = [
     ("*", r"test_bernoulli(_double|_seed)?(_expanded)?", RANDOM),
     ("opencl opencl-gpu-class", r"test_attention_\dd_.*bf16(_expanded)?", STEPWISE),
-    ("opencl opencl-gpu-class", r"test_attention_4d_causal_fp16_expanded", STEPWISE),
     ("opencl opencl-gpu-class", r"test_dft_inverse(_opset19)?", NOISE),
 ]
 
