@@ -197,16 +197,21 @@ class Builder:
 
     def _infer(self, unit: HostUnit) -> Sequence[Spec] | None:
         """Output specs of a host unit; None where only running it can tell."""
-        if len(unit.nodes) != 1:
-            return None
-        specs = [None if n is None else self._places[n].spec for n in unit.inputs]
-        if any(s is None and n is not None for s, n in zip(specs, unit.inputs, strict=True)):
-            return None
-        try:
-            found = infer(unit.nodes[0], specs)
-        except (Unknown, ValueError):
-            return None
-        return found if len(found) >= len(unit.outputs) else None
+        known = {n: self._places[n].spec for n in unit.inputs if n is not None}
+        found: Sequence[Spec] = ()
+        for node in unit.nodes:
+            specs = [None if v is None else known[v.name] for v in node.inputs]
+            if any(s is None and v is not None for s, v in zip(specs, node.inputs, strict=True)):
+                return None
+            try:
+                found = infer(node, specs)
+            except (Unknown, ValueError):
+                return None
+            known.update((v.name, s) for v, s in zip(node.outputs, found, strict=False) if v is not None)
+        if len(unit.nodes) == 1:
+            return found if len(found) >= len(unit.outputs) else None
+        wanted = [None if n is None else known.get(n) for n in unit.outputs]
+        return None if None in wanted else [s for s in wanted if s is not None]
 
     def _device_unit(self, unit: DeviceUnit, space: int) -> None:
         specs: list[Spec | None] = []

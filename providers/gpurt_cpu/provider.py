@@ -12,6 +12,7 @@ from gpurt.errors import GpurtError, InvalidArgument, RuntimeException
 from gpurt.graph.view import GraphView, NodeView
 from gpurt.infer.constraints import objection
 from gpurt.provider import HOST, Capability, Device, DeviceUnit, HostUnit, Provider, SupportInfo
+from gpurt_cpu.fusion import FusedUnit, groups
 from gpurt_cpu.ops import lookup, operators
 
 
@@ -54,8 +55,8 @@ class CpuProvider(Provider):
         return Capability(claims, refused)
 
     def compile(self, partition: GraphView) -> Sequence[HostUnit | DeviceUnit]:
-        """One unit for each node."""
-        return [NumpyUnit(n) for n in partition.nodes]
+        """A unit for each chain of elementwise nodes and the products that feed it, and one for each other node."""
+        return [FusedUnit(g) if len(g) > 1 else NumpyUnit(g[0]) for g in groups(partition)]
 
 
 class NumpyUnit:
