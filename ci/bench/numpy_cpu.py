@@ -5,8 +5,8 @@ usage: numpy_cpu.py [--least-ms 10] [--limit 300] [--rounds 5] [--json FILE] [MO
 Without models, a small generated set is timed. Inputs are MODEL.npz beside a model (keys ``in:NAME``), else seeded
 random numbers, with 1 for each open dimension. Both sides run in one process in turns, and the least time of each
 counts; a model on which one run of the reference takes over two seconds gets one run of it. Models that the reference
-runs faster than --least-ms, cannot run, or does not finish within --limit seconds, stay out of the mean. The exit status
-is 1 if the geometric mean is under 10 or a model under 3.
+runs faster than --least-ms, cannot run, or does not finish within --limit seconds, stay out of the mean. The exit
+status is 1 if the geometric mean is under 10 or a model under 3.
 """
 
 from __future__ import annotations

@@ -186,7 +186,10 @@ class FusedUnit:
                 folded = weights * factor.astype(np.float32).reshape(-1, *(1,) * (weights.ndim - 1))
                 offset = np.broadcast_to(start * scale + shift, (weights.shape[0],)).astype(np.float32)
                 args = [args[0], self._own(folded), self._own(offset)]
-        self._products.append((node, kernel.fn, dict(node.attrs), args, self._number(out, content=False)))
+        attrs = dict(node.attrs)
+        if kernel.wants_constants and weights is not None:
+            attrs["prepared"] = {}
+        self._products.append((node, kernel.fn, attrs, args, self._number(out, content=False)))
         return rest
 
     def _own(self, content: Array) -> int:

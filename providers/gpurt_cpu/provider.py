@@ -14,6 +14,7 @@ from gpurt.infer.constraints import objection
 from gpurt.provider import HOST, Capability, Device, DeviceUnit, HostUnit, Provider, SupportInfo
 from gpurt_cpu.fusion import FusedUnit, groups
 from gpurt_cpu.ops import lookup, operators
+from gpurt_cpu.steps import constant
 
 
 class CpuProvider(Provider):
@@ -72,6 +73,8 @@ class NumpyUnit:
         self._attrs = dict(node.attrs)
         if kernel.wants_outputs:
             self._attrs["outputs"] = tuple(o is not None for o in node.outputs)
+        if kernel.wants_constants and all(constant(node, i) is not None for i in kernel.wants_constants):
+            self._attrs["prepared"] = {}
 
     def call(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """Run the kernel. Raises RuntimeException naming the node when it fails."""

@@ -24,7 +24,7 @@ from gpurt_cpu.ops.common import (
 from gpurt_cpu.ops.linalg import centred, exact_type
 from gpurt_cpu.ops.quantize import quantized
 from gpurt_cpu.ops.table import Array, op
-from gpurt_cpu.ops.taps import Phases, depthwise, few_filters
+from gpurt_cpu.ops.taps import Phases, banded, depthwise, depthwise_banded, few_filters, tile_of
 
 _MANY = 8  # filters for each channel from which on a matrix product is the faster way
 _COLUMN_BYTES = 8 << 20  # columns are built in pieces of about this size
@@ -41,9 +41,18 @@ def windows(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: 
 
 
 def convolve(
-    x: Array, w: Array, group: int, strides: Sequence[int], dilations: Sequence[int], pads: Sequence[tuple[int, int]]
+    x: Array,
+    w: Array,
+    group: int,
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    prepared: dict[int, Array] | None = None,
 ) -> Array:
-    """Convolution of float arrays (N, C, spatial) and (M, C/group, kernel), without a bias."""
+    """Convolution of float arrays (N, C, spatial) and (M, C/group, kernel), without a bias.
+
+    `prepared` keeps, for weights that do not change, what is made of them.
+    """
     if x.shape[1] != w.shape[1] * group or w.shape[0] % group:
         raise InvalidArgument(
             f"weights {w.shape} do not fit an input {x.shape} in {group} group(s)",
@@ -57,6 +66,17 @@ def convolve(
     out = tuple((s - 1) // strides[i] + 1 for i, s in enumerate(size))
     if x.size == 0:
         return np.zeros((n, filters, *out), x.dtype)
+    if channels == group == filters and len(kernel) == 2 and kernel[1] > 1:
+        tile = tile_of(out[1])
+        band = None if prepared is None else prepared.get(tile)
+        if band is None:
+            band = banded(w[:, 0], strides[1], dilations[1], tile)
+            if prepared is not None:
+                prepared[tile] = band
+        y = np.empty((n, filters, *out), x.dtype)
+        for i in range(n):
+            depthwise_banded(x[i], band, kernel, strides, dilations, pads, y[i])
+        return y
     if channels == group and filters < _MANY * group:
         y = np.empty((n, channels, filters // channels, *out), x.dtype)
         weights = w.reshape(channels, -1, *kernel)
@@ -89,7 +109,7 @@ def convolve(
     return y.reshape(n, filters, *out)
 
 
-@op("Conv")
+@op("Conv", wants_constants=(1,))
 @lifted
 def conv(
     x: Array,
@@ -102,11 +122,12 @@ def conv(
     kernel_shape: tuple[int, ...] | None = None,  # noqa: ARG001 - the weights say it
     pads: tuple[int, ...] | None = None,
     strides: tuple[int, ...] | None = None,
+    prepared: dict[int, Array] | None = None,
 ) -> Any:
     kernel = w.shape[2:]
     moves, taps = ones_like_kernel(strides, len(kernel)), ones_like_kernel(dilations, len(kernel))
     where = window_pads(x.shape[2:], kernel, auto_pad=auto_pad, pads=pads, strides=moves, dilations=taps)
-    y = convolve(x, w, group, moves, taps, where)
+    y = convolve(x, w, group, moves, taps, where, prepared)
     if b is not None:
         y += per_channel(b, y.ndim)
     return y

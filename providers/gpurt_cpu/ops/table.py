@@ -24,6 +24,8 @@ class Kernel:
         domain: its domain; empty for ai.onnx.
         fn: called with the node's inputs by position (None for one that is left out) and its attributes by name.
             Returns one value, or a tuple of them. Inputs are never written to; an output may be a view of an input.
+        wants_constants: input positions; where they hold constants, ``fn`` is given ``prepared``, a dictionary of the
+            node's own in which it may keep what it makes of them.
         wants_outputs: whether ``fn`` takes ``outputs``, a tuple of bool saying which outputs are wanted.
     """
 
@@ -31,13 +33,16 @@ class Kernel:
     domain: str
     fn: Callable[..., Any]
     wants_outputs: bool = False
+    wants_constants: tuple[int, ...] = ()
 
 
-def op(op_type: str, *, domain: str = "", wants_outputs: bool = False) -> Callable[[Fn], Fn]:
+def op(
+    op_type: str, *, domain: str = "", wants_outputs: bool = False, wants_constants: tuple[int, ...] = ()
+) -> Callable[[Fn], Fn]:
     """Register the decorated function as the kernel of an operator; one function may serve several."""
 
     def register(fn: Fn) -> Fn:
-        _TABLE[domain, op_type] = Kernel(op_type, domain, _checked(fn), wants_outputs)
+        _TABLE[domain, op_type] = Kernel(op_type, domain, _checked(fn), wants_outputs, wants_constants)
         return fn
 
     return register
