@@ -80,8 +80,7 @@ class NumpyUnit:
         """Run the kernel. Raises RuntimeException naming the node when it fails."""
         node = self.nodes[0]
         try:
-            with np.errstate(all="ignore"):
-                result = self._fn(*inputs, **self._attrs)
+            result = self._fn(*inputs, **self._attrs)
         except GpurtError as e:
             e.node, e.op, e.provider = e.node or node.name, e.op or node.op, e.provider or "cpu"
             raise
