@@ -20,7 +20,7 @@ from gpurt.provider import Refused
 _RADIX: Final = 16
 """Most that small factors of a length are multiplied to: a pass costs a radix' products and one trip to memory."""
 
-_FEW: Final = 512
+_FEW: Final = 256
 """Numbers up to which an inverse transform is not worth a launch. The host's, NumPy's, has the standard's rounding."""
 
 
