@@ -25,12 +25,14 @@ if TYPE_CHECKING:
         RuntimeException,
     )
     from gpurt.options import GraphOptimizationLevel, SessionOptions
-    from gpurt.session import Explanation, InferenceSession, NodeArg
+    from gpurt.session import Explanation, InferenceSession, IOBinding, NodeArg
+    from gpurt.tensor import Tensor
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "Explanation": "gpurt.session",
+    "IOBinding": "gpurt.session",
     "InferenceSession": "gpurt.session",
     "NodeArg": "gpurt.session",
     "GraphOptimizationLevel": "gpurt.options",
@@ -46,6 +48,7 @@ _WHERE = {
     "OutOfMemory": "gpurt.errors",
     "ProviderError": "gpurt.errors",
     "RuntimeException": "gpurt.errors",
+    "Tensor": "gpurt.tensor",
 }
 
 __all__ = [
@@ -54,6 +57,7 @@ __all__ = [
     "Fail",
     "GpurtError",
     "GraphOptimizationLevel",
+    "IOBinding",
     "InferenceSession",
     "InvalidArgument",
     "InvalidGraph",
@@ -65,6 +69,7 @@ __all__ = [
     "ProviderError",
     "RuntimeException",
     "SessionOptions",
+    "Tensor",
     "__version__",
     "get_available_providers",
     "providers",

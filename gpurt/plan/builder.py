@@ -15,7 +15,10 @@ import numpy as np
 from gpurt.graph.view import NodeView
 from gpurt.infer import infer
 from gpurt.partitioner.result import CompiledGraph, ControlItem, UnitItem
+from gpurt.plan.delivery import append, movable
+from gpurt.plan.destination import LEAVE, Target
 from gpurt.plan.steps import (
+    CopyStep,
     DeviceStep,
     Draft,
     HostStep,
@@ -82,8 +85,11 @@ class Builder:
         self._copies: list[dict[str, Any]] = []
         self._places: dict[str, Place] = {name: Place(spec, entry=name) for name, spec in held.items()}
 
-    def build(self, start: int, *, outputs_to_host: bool) -> Draft:
-        """Walk from an item on. Raises Unknown if not even the first item can be planned."""
+    def build(self, start: int, targets: Mapping[str, Target] | None) -> Draft:
+        """Walk from an item on. Raises Unknown if not even the first item can be planned.
+
+        Targets say where the graph's outputs are wanted, the host if not there; None leaves them where they are.
+        """
         items = self._graph.items
         self._add_constants(self._graph)
         end = start
@@ -101,9 +107,15 @@ class Builder:
         final = end == len(items)
         wanted = self._graph.outputs if final else [n for n in self._graph.needs[end] if n in self._places]
         outputs: list[tuple[str, Place]] = []
+        moved: dict[str, Slot] = {}
         for name in dict.fromkeys(wanted):
             place = self._places[name]
-            if final and outputs_to_host:
+            target = targets.get(name, Target(0)) if final and targets is not None else Target(LEAVE)
+            slot = self._deliver(name, target)
+            if slot is not None:
+                moved[name] = slot
+                place = Place(place.spec)
+            elif target.space == 0:
                 self._on_host(name, "graph output")
             elif place.spec is not None and place.spec.const is not None and place.register is None:
                 self._on_host(name, "")
@@ -115,7 +127,49 @@ class Builder:
             self._lasting.update(place.slots.values(), place.views)
         for slot in self._lasting:
             slot.use(len(self._steps))
-        return Draft(end, self._steps, self._slots, self._registers, self._preset, self._entries, outputs, self._copies)
+        return Draft(
+            end, self._steps, self._slots, self._registers, self._preset, self._entries, outputs, self._copies, moved
+        )
+
+    def _deliver(self, name: str, target: Target) -> Slot | None:
+        """The slot that stands for an output's destination; None where a register of the host does, or nothing."""
+        place = self._places[name]
+        if target.space > 0:
+            space = target.space
+        elif target.wrapped and place.register is None and not place.entry:
+            space = next((s for s in place.slots if s in self._shared), 0)
+        else:
+            return None
+        if place.entry and place.entry not in self._slotted:
+            self._on_device(name, space, "graph output")
+        slot = place.slots.get(space)
+        root = movable(slot, self._steps)
+        if root is not None and target.past:
+            past = self._places.get(target.past)
+            if append(root, None if past is None else past.slots.get(space), self._steps) is None:
+                root = None
+        elif not target.direct:
+            root = None
+        if root is not None:
+            root.target = name
+            self._lasting.add(root)
+            return root
+        if target.space <= 0 or place.spec is None:
+            return None
+        end = Slot(space, place.spec.nbytes)
+        end.target = name
+        if slot is not None:
+            self._lasting.add(slot)
+            self._steps.append(CopyStep(slot, end))
+        else:
+            register = self._on_host(name, "")
+            if place.pending is not None:
+                self._sync(place.pending)
+            self._lasting |= place.views
+            self._steps.append(WriteStep(register, end))
+            self._copy(name, space, "graph output")
+        self._busy.add(space)
+        return end
 
     # --- items
 

@@ -12,13 +12,17 @@ import numpy as np
 
 from gpurt.errors import OutOfMemory
 from gpurt.memory.offsets import Lifetime, assign, lower_bound, rounded
-from gpurt.plan.steps import DeviceStep, Draft, HostStep, ReadStep, Slot, StoreStep, ViewStep, WriteStep
+from gpurt.plan.delivery import carried
+from gpurt.plan.destination import Destination
+from gpurt.plan.steps import CopyStep, DeviceStep, Draft, HostStep, ReadStep, Slot, StoreStep, ViewStep, WriteStep
 from gpurt.plan.usage import Usage
 from gpurt.plan.values import DeviceTensor, Held, Lease, Run, aligned_empty
 from gpurt.provider import Bound, BufferRef, DeviceMemory
 from gpurt.spec import Spec
+from gpurt.tensor.storage import same_place
 
 Op = Callable[[Run, list[Any]], None]
+Foreign = tuple[str, int, bool]  # memory from outside a plan: whose, in which space, whether it is an output's
 
 
 class Plan:
@@ -38,7 +42,7 @@ class Plan:
         for space, memory in enumerate(memories):
             if memory is None:
                 continue
-            slots = [s for s in draft.slots if s.space == space and s.parent is None and s.last >= 0]
+            slots = [s for s in draft.slots if s.space == space and s.parent is None and s.last >= 0 and not s.target]
             lifetimes = [Lifetime(s.nbytes, s.first, s.last) for s in slots]
             layout = assign(lifetimes, memory.arena.alignment, memory.arena.max_block)
             self._places.update(zip(slots, layout.places, strict=True))
@@ -59,7 +63,7 @@ class Plan:
             by_key = {(o.kind, o.index): s for o, s in zip(step.plan.operands, step.slots, strict=True)}
             for out, candidates in step.plan.inplace.items():
                 target = by_key.get(("out", out))
-                if target is None or target.parent is not None:
+                if target is None or target.parent is not None or target.target:
                     continue
                 for position in candidates:
                     source = by_key.get(("in", position))
@@ -69,22 +73,29 @@ class Plan:
                     shared = (s for s in step.slots if s is not source and s.root()[0] is root)
                     if any(s.root()[1] or s.nbytes != root.nbytes for s in shared):
                         continue  # another operand is a part of the same memory: it is read after this is written
+                    skip = carried(step, out, position)
+                    if skip and sum(s.root()[0] is root for s in step.slots) > 1:
+                        continue  # the input is read in other places than those that are written
                     if shift == 0 and root.nbytes == target.nbytes and root.first < number:
                         target.parent, target.shift = root, 0
                         root.last = max(root.last, target.last)
+                        step.skip |= skip
                         break
 
-    def execute(self, run: Run, env: dict[str, Held]) -> None:
-        """Replay over the held values of env; what later steps need is put back into it."""
+    def execute(self, run: Run, env: dict[str, Held], destinations: Mapping[str, Destination]) -> None:
+        """Replay over the held values of env; what later steps need is put back into it.
+
+        Raises InvalidArgument, before anything is launched, if an output does not fit into its destination.
+        """
         with self._lock:
             state = self._pool.pop() if self._pool else None
         if state is None:
-            state = self._state(run, env)
+            state = self._state(run, env, destinations)
         usage = run.usage
         usage.begin(self.sizes, self.lower_bounds)
         lease = Lease(lambda: run.after(lambda: self._give_back(state, usage)))
         try:
-            state.execute(run, env, lease)
+            state.execute(run, env, destinations, lease)
         finally:
             usage.yielded(self.yields)
 
@@ -100,13 +111,13 @@ class Plan:
         self._retired = True
         self.trim()
 
-    def _state(self, run: Run, env: Mapping[str, Held]) -> PlanState:
+    def _state(self, run: Run, env: Mapping[str, Held], destinations: Mapping[str, Destination]) -> PlanState:
         """A new state; where memory is short, idle states of all plans make room first."""
         try:
-            return PlanState(self._draft, self._places, self.blocks, self._memories, run, env)
+            return PlanState(self._draft, self._places, self.blocks, self._memories, run, env, destinations)
         except OutOfMemory:
             run.relieve()
-        return PlanState(self._draft, self._places, self.blocks, self._memories, run, env)
+        return PlanState(self._draft, self._places, self.blocks, self._memories, run, env, destinations)
 
     def _give_back(self, state: PlanState, usage: Usage) -> None:
         usage.end(self.sizes, self.yields)
@@ -127,6 +138,7 @@ class PlanState:
         memories: Sequence[DeviceMemory | None],
         run: Run,
         env: Mapping[str, Held],
+        destinations: Mapping[str, Destination],
     ) -> None:
         self._draft = draft
         self._places = places
@@ -134,11 +146,15 @@ class PlanState:
         self._blocks: dict[int, list[BufferRef]] = {}
         self._frees: list[weakref.finalize[Any, Any]] = []
         self._ops: list[Op] = []
+        self._specs = {name: place.spec for name, place in draft.outputs}
         self._mapped: dict[int, np.ndarray] = {}  # arrays, by id, that show device memory to the host
-        # Values that bring their own memory: where they are bound, to be set again when the memory is another.
-        self._foreign: dict[tuple[str, int], list[tuple[Bound, int, int, int]]] = {}
-        self._current: dict[tuple[str, int], BufferRef] = {}
+        # Memory from outside: where it is bound, to be set again when the memory is another.
+        self._foreign: dict[Foreign, list[tuple[Bound, int, int, int]]] = {}
+        self._current: dict[Foreign, BufferRef] = {}
         try:
+            for name, slot in draft.targets.items():
+                self._foreign[name, slot.space, True] = []
+                self._current[name, slot.space, True] = self._outside((name, slot.space, True), run, env, destinations)
             self._take(blocks, run)
             self._ops = self._bind(run, env)
         except BaseException:
@@ -175,10 +191,10 @@ class PlanState:
         root, shift = slot.root()
         if root.bound is not None:
             base = self._memory(root.space).constant(root.bound)
-        elif root.name:
-            key = (root.name, root.space)
+        elif root.name or root.target:
+            key = (root.target or root.name, root.space, bool(root.target))
             if key not in self._current:
-                self._current[key] = env[root.name].on_device(root.space, run)
+                self._current[key] = self._outside(key, run, env, {})
             base = self._current[key]
         else:
             block, offset = self._places[root]
@@ -189,7 +205,20 @@ class PlanState:
     def _note_foreign(self, slot: Slot) -> list[tuple[Bound, int, int, int]]:
         """Where a slot's memory must be set again if a held value brings it; a list of its own if the plan does."""
         root, _ = slot.root()
-        return self._foreign.setdefault((root.name, root.space), []) if root.name else []
+        if not root.name and not root.target:
+            return []
+        return self._foreign.setdefault((root.target or root.name, root.space, bool(root.target)), [])
+
+    def _outside(
+        self, key: Foreign, run: Run, env: Mapping[str, Held], destinations: Mapping[str, Destination]
+    ) -> BufferRef:
+        """The memory that a fed value or a destination brings in this run."""
+        name, space, output = key
+        if not output:
+            return env[name].on_device(space, run)
+        spec = self._specs[name]
+        assert spec is not None, "only outputs whose shape is known are written from within the plan"
+        return destinations[name].place(name, spec, space, run)
 
     def _bind(self, run: Run, env: Mapping[str, Held]) -> list[Op]:
         ops: list[Op] = []
@@ -209,7 +238,7 @@ class PlanState:
                     batch_space = step.space
                 assert step.plan.bind is not None, "a plan with operands has something to bind"
                 bound = step.plan.bind([self._ref(s, run, env) for s in step.slots])
-                batch.extend(bound.steps)
+                batch.extend(s for i, s in enumerate(bound.steps) if i not in step.skip)
                 for operand, slot in enumerate(step.slots):
                     self._note_foreign(slot).append((bound, operand, slot.root()[1], slot.nbytes))
                 continue
@@ -222,7 +251,12 @@ class PlanState:
                 self._note_foreign(step.slot)
                 ops.append(_view(step, partial(self._ref, step.slot), self._mapped))
             elif isinstance(step, WriteStep):
-                ops.append(_write(step, self._memory(step.slot.space), self._ref(step.slot, run, env)))
+                self._note_foreign(step.slot)
+                ops.append(_write(step, partial(self._ref, step.slot)))
+            elif isinstance(step, CopyStep):
+                self._note_foreign(step.source)
+                self._note_foreign(step.slot)
+                ops.append(_copy(step, partial(self._ref, step.source), partial(self._ref, step.slot)))
             elif isinstance(step, ReadStep):
                 self._note_foreign(step.slot)
                 ops.append(_read(step, partial(self._ref, step.slot)))
@@ -231,12 +265,12 @@ class PlanState:
         flush()
         return ops
 
-    def execute(self, run: Run, env: dict[str, Held], lease: Lease) -> None:
+    def execute(self, run: Run, env: dict[str, Held], destinations: Mapping[str, Destination], lease: Lease) -> None:
         """Run all steps, then put the plan's outputs into env."""
-        for (name, space), places in self._foreign.items():
-            ref = env[name].on_device(space, run)
-            if ref != self._current.get((name, space)):
-                self._current[name, space] = ref
+        for key, places in self._foreign.items():
+            ref = self._outside(key, run, env, destinations)
+            if not same_place(ref, self._current.get(key)):
+                self._current[key] = ref
                 for bound, operand, shift, nbytes in places:
                     bound.rebind(operand, BufferRef(ref.buffer, ref.offset + shift, nbytes))
         registers: list[Any] = [None] * self._draft.registers
@@ -244,6 +278,8 @@ class PlanState:
             registers[register] = value
         for name, register in self._draft.entries:
             registers[register] = env[name].on_host(run)
+        if destinations:
+            self._receive(destinations, registers)
         for op in self._ops:
             op(run, registers)
         for name, place in self._draft.outputs:
@@ -251,6 +287,13 @@ class PlanState:
                 env[name] = env[place.entry]
                 continue
             held = Held(spec=place.spec)
+            if name in self._draft.targets:
+                destination = destinations[name]
+                if destination.array is not None:
+                    held = Held(destination.array)
+                elif destination.storage is not None:
+                    space = destination.target.space
+                    held.tensors[space] = DeviceTensor(destination.storage.ref, destination.storage)
             if place.register is not None:
                 value = registers[place.register]
                 held = Held(_own(value, self._mapped) if self._mapped else value)
@@ -262,6 +305,20 @@ class PlanState:
                     held.tensors[space] = DeviceTensor(self._ref(slot, run, env), lease)
             env[name] = held
         run.keep(registers)
+
+    def _receive(self, destinations: Mapping[str, Destination], registers: list[Any]) -> None:
+        """Let reads from devices go straight to the caller's arrays."""
+        reads = {s.register for s in self._draft.steps if isinstance(s, ReadStep)}
+        for name, place in self._draft.outputs:
+            destination = destinations.get(name)
+            if destination is None or place.spec is None:
+                continue
+            destination.check(name, place.spec)
+            array = destination.array
+            if array is None or place.register not in reads or not destination.target.direct:
+                continue
+            if array.flags.c_contiguous and registers[place.register] is None:
+                registers[place.register] = array
 
 
 def _launch_all(steps: Sequence[Callable[[Any], None]], space: int) -> Op:
@@ -284,12 +341,25 @@ def _call(step: HostStep) -> Op:
     return op
 
 
-def _write(step: WriteStep, memory: DeviceMemory, ref: BufferRef) -> Op:
+def _write(step: WriteStep, ref: Callable[[Run, Mapping[str, Held]], BufferRef]) -> Op:
     register, space = step.register, step.slot.space
 
     def op(run: Run, registers: list[Any]) -> None:
         array = np.ascontiguousarray(registers[register])
-        run.keep((array, memory.write(ref, array, run.stream(space))))
+        run.keep((array, run.memory(space).write(ref(run, {}), array, run.stream(space))))
+
+    return op
+
+
+def _copy(
+    step: CopyStep,
+    source: Callable[[Run, Mapping[str, Held]], BufferRef],
+    ref: Callable[[Run, Mapping[str, Held]], BufferRef],
+) -> Op:
+    space, nbytes = step.slot.space, step.slot.nbytes
+
+    def op(run: Run, _: list[Any]) -> None:
+        run.memory(space).copy(ref(run, {}), source(run, {}), nbytes, run.stream(space))
 
     return op
 
@@ -298,7 +368,7 @@ def _read(step: ReadStep, ref: Callable[[Run, Mapping[str, Held]], BufferRef]) -
     register, spec, space = step.register, step.spec, step.slot.space
 
     def op(run: Run, registers: list[Any]) -> None:
-        array = aligned_empty(spec)
+        array = aligned_empty(spec) if registers[register] is None else registers[register]
         run.keep(run.memory(space).read(array, ref(run, {}), run.stream(space)))
         registers[register] = array
 

@@ -24,12 +24,16 @@ from gpurt.optimizer.settle import settle
 from gpurt.options import SessionOptions
 from gpurt.partitioner import Assigner, Compiler, Decisions
 from gpurt.partitioner.assign import CONTROL, SHAPE_REASON
-from gpurt.plan.values import Held, aligned_empty
+from gpurt.plan.destination import LEAVE, Destination, Target
+from gpurt.plan.values import Held, Run, aligned_empty
 from gpurt.provider import HOST, Provider, Unavailable
+from gpurt.session.binding import IOBinding
 from gpurt.session.explain import Explanation, explain
 from gpurt.session.feeds import check_feeds
+from gpurt.session.residence import Residence, check_apart
 from gpurt.session.site import Evaluator, Site
 from gpurt.spec import Spec
+from gpurt.tensor import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +111,7 @@ class InferenceSession:
         # A fresh evaluator: the one for folding remembers nodes, and with them weights, that are gone.
         self._site = Site(self._providers, compiler, Evaluator(host), options.plan_cache_size)
         self._runner = self._site.runner(self._compiled)
+        self._residence = Residence(self._site)
         self._inputs: list[GraphInput] = loaded.inputs
         self._outputs: list[GraphInput] = loaded.outputs
         self._overridable = loaded.overridable
@@ -123,7 +128,9 @@ class InferenceSession:
 
         Args:
             output_names: which outputs, in which order; None for all.
-            input_feed: name -> value: NumPy arrays or what NumPy makes arrays of, lists for sequences.
+            input_feed: name -> value: NumPy arrays, gpurt.Tensors, arrays of CuPy, torch and all others that speak
+                DLPack, PyOpenCL's arrays, what NumPy makes arrays of; lists for sequences. What lies on a device of the
+                session is used in place; what lies on another comes through the host, as explain() says.
             run_options: must be None; options for a single run are not supported yet.
 
         Returns:
@@ -137,22 +144,75 @@ class InferenceSession:
         if run_options is not None:
             raise InvalidArgument("run_options are not supported yet", remedy="Leave them out")
         wanted = self._wanted(output_names)
-        optional = self._overridable
-        feeds = check_feeds(input_feed, self._inputs, optional)
+        feeds = check_feeds(input_feed, self._inputs, self._overridable)
+        with self._site.run() as run:
+            held = self._runner.run(run, self._env(feeds, run))
+            values = [held[i].on_host(run) for i in wanted]
+        return _owned(values, [*feeds.values(), *self._compiled.constants.values()])
+
+    def io_binding(self) -> IOBinding:
+        """A new IOBinding: where runs find their inputs and leave their outputs."""
+        return IOBinding(self._inputs, self._outputs, self._residence, self._site)
+
+    def run_with_iobinding(self, iobinding: IOBinding, run_options: None = None) -> None:
+        """Run with the inputs of a binding; the outputs that it names are left where it says.
+
+        Raises InvalidArgument if memory that is bound does not fit, before anything runs as far as shapes are known by
+        then; else as run.
+        """
+        if run_options is not None:
+            raise InvalidArgument("run_options are not supported yet", remedy="Leave them out")
+        if not isinstance(iobinding, IOBinding) or not iobinding.of(self._residence):
+            raise InvalidArgument("the binding is not of this session", remedy="Use session.io_binding()")
+        feeds = check_feeds(iobinding.inputs, self._inputs, self._overridable)
+        iobinding.results = []
+        with self._site.run() as run:
+            env = self._env(feeds, run)
+            bound = {
+                name: self._residence.destination(wanted.space, wanted.tensor, env)
+                for name, wanted in iobinding.outputs.items()
+            }
+            check_apart(bound.items())
+            destinations = {o.name: bound.get(o.name) or Destination(Target(LEAVE)) for o in self._outputs}
+            held = self._runner.run(run, env, destinations)
+            by_name = dict(zip((o.name for o in self._outputs), held, strict=True))
+            results = {n: self._residence.complete(n, by_name[n], d, run) for n, d in bound.items()}
+        foreign = [*feeds.values(), *self._compiled.constants.values()]
+        for name, wanted in iobinding.outputs.items():
+            iobinding.results.append(_result(results[name], wanted.tensor, foreign))
+
+    def run_with_ort_values(
+        self,
+        output_names: Sequence[str] | None,
+        input_dict_ort_values: Mapping[str, Any],
+        run_options: None = None,
+        *,
+        device: str = "cpu",
+    ) -> list[Any]:
+        """Run with Tensors in and Tensors out: as run, with all outputs on one device of the session."""
+        binding = self.io_binding()
+        for name, value in input_dict_ort_values.items():
+            binding.bind_ortvalue_input(name, value)
+        names = [self._outputs[i].name for i in self._wanted(output_names)]
+        for name in names:
+            binding.bind_output(name, device)
+        self.run_with_iobinding(binding, run_options)
+        found = dict(zip(binding.outputs, binding.results, strict=True))
+        return [found[name] for name in names]
+
+    def _env(self, feeds: Mapping[str, Any], run: Run) -> dict[str, Held]:
+        """The model's inputs as a run holds them."""
         env: dict[str, Held] = {}
         for info in self._inputs:
             if info.name in feeds:
-                env[info.name] = Held(feeds[info.name])
+                env[info.name] = self._residence.held(info, feeds[info.name], run)
             elif info.name in self._defaults:
                 default = self._defaults[info.name]
                 assert default is not None, "only values with content are kept as defaults"
                 env[info.name] = Held(default.numpy())
             else:
                 env[info.name] = Held(None)
-        with self._site.run() as run:
-            held = self._runner.run(run, env)
-            values = [held[i].on_host(run) for i in wanted]
-        return _owned(values, [*feeds.values(), *self._compiled.constants.values()])
+        return env
 
     def get_inputs(self) -> list[NodeArg]:
         """What has to be fed."""
@@ -181,6 +241,7 @@ class InferenceSession:
     def explain(self) -> Explanation:
         """Who runs each node and who refused it why, every copy and cast; bytes are known once a shape was seen."""
         seen = [c for plan in dict.fromkeys(self._site.latest.values()) for c in plan.copies]
+        seen.extend(self._residence.copies.values())
         return explain(self._compiled, self._providers, self._decisions, seen, self._site.replaced())
 
     def memory(self) -> dict[str, dict[str, int]]:
@@ -270,6 +331,16 @@ def _owned(values: Sequence[Any], foreign: Sequence[Any]) -> list[Any]:
             taken.add(id(_root(value)))
         owned.append(value)
     return owned
+
+
+def _result(value: Any, bound: Tensor | None, foreign: Sequence[Any]) -> Any:
+    """What a binding yields: the caller's tensor, or one whose memory is the caller's alone."""
+    if bound is not None:
+        return bound
+    if isinstance(value, Tensor) and value.storage is None:
+        (array,) = _owned([value.numpy()], foreign)
+        return Tensor(value.dtype, value.shape, array=array)
+    return value
 
 
 def _root(array: np.ndarray) -> np.ndarray:
