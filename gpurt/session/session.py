@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -71,6 +71,8 @@ class InferenceSession:
         ProviderError: under ``strict``, a provider in the list cannot be used.
         NotImplemented: a node that no provider in the list can run.
     """
+
+    binding: ClassVar[type[IOBinding]] = IOBinding
 
     def __init__(
         self,
@@ -152,7 +154,7 @@ class InferenceSession:
 
     def io_binding(self) -> IOBinding:
         """A new IOBinding: where runs find their inputs and leave their outputs."""
-        return IOBinding(self._inputs, self._outputs, self._residence, self._site)
+        return self.binding(self._inputs, self._outputs, self._residence, self._site)
 
     def run_with_iobinding(self, iobinding: IOBinding, run_options: None = None) -> None:
         """Run with the inputs of a binding; the outputs that it names are left where it says.

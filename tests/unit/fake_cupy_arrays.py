@@ -15,7 +15,7 @@ from fake_cupy import FakeCuda
 
 
 def add_arrays(fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Give the installed fake CuPy arrays; returns its module. `asked` there lists the queues that arrays were read on."""
+    """Give the installed fake CuPy arrays; returns its module, whose `asked` lists the queues arrays were read on."""
     cupy = sys.modules["cupy"]
     asked: list[int] = []
 
@@ -74,7 +74,7 @@ def add_arrays(fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Any:
             asked.append(stream)
             return self
 
-    class fake_device:  # noqa: N801
+    class fake_device:
         def __init__(self, index: int) -> None:
             self.id = index
 

@@ -104,9 +104,9 @@ def test_what_is_asked_for_must_exist():
     for kind, words in (("flaot", "no element type"), (99, "no element type"), (np.datetime64, "no element type")):
         with pytest.raises(gpurt.InvalidArgument, match=words):
             Tensor.empty((2,), kind)
-    with pytest.raises(gpurt.InvalidArgument, match="no provider is called 'opncl'.*did you mean 'opencl'"):
+    with pytest.raises(gpurt.InvalidArgument, match=r"no provider is called 'opncl'.*did you mean 'opencl'"):
         Tensor.empty((2,), "float", "opncl:0")
-    with pytest.raises(gpurt.EPFail, match="there is no opencl:77|cannot be used"):
+    with pytest.raises(gpurt.EPFail, match=r"there is no opencl:77|cannot be used"):
         Tensor.empty((2,), "float", "opencl:77")
     with pytest.raises(gpurt.InvalidArgument, match="Dimensions"):
         Tensor.empty((-1,), "float")
@@ -239,8 +239,7 @@ class Gettable:
 
     def __init__(self, array):
         self.array = array
-
-    __cuda_array_interface__ = {"version": 3}
+        self.__cuda_array_interface__ = {"version": 3}
 
     def get(self):
         return self.array
@@ -288,7 +287,7 @@ def test_feeds_of_devices_that_the_session_lacks_come_through_the_host():
 def test_a_narrow_type_that_came_as_integers_is_told_apart():
     s = exp_session(BF16)
     x = X.astype(ml_dtypes.bfloat16)
-    with pytest.raises(gpurt.InvalidArgument, match="uint16, the model wants bfloat16.*from_dlpack"):
+    with pytest.raises(gpurt.InvalidArgument, match=r"uint16, the model wants bfloat16.*from_dlpack"):
         s.run(None, {"x": x.view(np.uint16)})
     (y,) = s.run(None, {"x": Tensor.from_dlpack(x.view(np.uint16), dtype="bfloat16")})
     np.testing.assert_array_equal(y, -x)
@@ -300,7 +299,7 @@ def test_torch():
     x = torch.arange(12, dtype=torch.float32).reshape(3, 4)
     np.testing.assert_array_equal(s.run(None, {"x": x})[0], -x.numpy())
     np.testing.assert_array_equal(s.run(None, {"x": x.T.contiguous().T})[0], -x.numpy())
-    with pytest.raises(gpurt.InvalidArgument, match="requires? grad|require gradient"):
+    with pytest.raises(gpurt.InvalidArgument, match=r"requires? grad|require gradient"):
         s.run(None, {"x": x.clone().requires_grad_()})
     out = torch.zeros(3, 4)
     binding = s.io_binding()
