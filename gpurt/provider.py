@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -172,6 +172,24 @@ class HostUnit(Unit, Protocol):
 
     def call(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """Compute the outputs. Inputs are never changed; an output may be a view of an input."""
+
+
+@runtime_checkable
+class ContinuingUnit(Protocol):
+    """Optional for a HostUnit: outputs that continue an input, a cache, and can be written to given memory.
+
+    Attributes:
+        continues: output position -> position of the input that it continues.
+    """
+
+    continues: Mapping[int, int]
+
+    def call_into(self, inputs: Sequence[Any], arrays: Sequence[Any]) -> Sequence[Any]:
+        """As call. Arrays, by output position, are None or memory of the caller's for that output.
+
+        Where one has the output's dtype and shape it is written and returned. It may be the memory of the input that
+        the output continues, and then holds what it held but for what is new; an error leaves it as it was.
+        """
 
 
 class DeviceUnit(Unit, Protocol):

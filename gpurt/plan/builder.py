@@ -15,10 +15,9 @@ import numpy as np
 from gpurt.graph.view import NodeView
 from gpurt.infer import infer
 from gpurt.partitioner.result import CompiledGraph, ControlItem, UnitItem
-from gpurt.plan.delivery import append, movable
-from gpurt.plan.destination import LEAVE, Target
+from gpurt.plan.delivery import Delivery
+from gpurt.plan.destination import Target
 from gpurt.plan.steps import (
-    CopyStep,
     DeviceStep,
     Draft,
     HostStep,
@@ -58,7 +57,7 @@ class _Cut(Exception):
     pass
 
 
-class Builder:
+class Builder(Delivery):
     """One walk. `held` gives the specs of values that exist already; None for those that are no tensors."""
 
     def __init__(
@@ -77,6 +76,8 @@ class Builder:
         self._shared = shared  # spaces whose devices compute in the host's memory
         self._lasting: set[Slot] = set()
         self._busy: set[int] = set()  # spaces whose queue may still work for this plan
+        self._moved: dict[str, Slot] = {}
+        self._spoilt = False
         self._steps: list[Step] = []
         self._slots: list[Slot] = []
         self._registers = 0
@@ -92,6 +93,9 @@ class Builder:
         """
         items = self._graph.items
         self._add_constants(self._graph)
+        self._spoilt = any(t.space > 0 and not t.direct for t in (targets or {}).values())
+        if start and targets:  # what earlier plans yielded may lie in the past's memory
+            targets = {n: replace(t, past="") for n, t in targets.items()}
         end = start
         try:
             while end < len(items):
@@ -106,21 +110,7 @@ class Builder:
             pass
         final = end == len(items)
         wanted = self._graph.outputs if final else [n for n in self._graph.needs[end] if n in self._places]
-        outputs: list[tuple[str, Place]] = []
-        moved: dict[str, Slot] = {}
-        for name in dict.fromkeys(wanted):
-            place = self._places[name]
-            target = targets.get(name, Target(0)) if final and targets is not None else Target(LEAVE)
-            slot = self._deliver(name, target)
-            if slot is not None:
-                moved[name] = slot
-                place = Place(place.spec)
-            elif target.space == 0:
-                self._on_host(name, "graph output")
-            elif place.spec is not None and place.spec.const is not None and place.register is None:
-                self._on_host(name, "")
-            if place.entry != name or final:  # what was held before stays held
-                outputs.append((name, place))
+        outputs = self._deliver_all(wanted, targets, final=final)
         for space in sorted({p.pending for _, p in outputs if p.pending is not None}):
             self._sync(space)
         for _, place in outputs:
@@ -128,48 +118,16 @@ class Builder:
         for slot in self._lasting:
             slot.use(len(self._steps))
         return Draft(
-            end, self._steps, self._slots, self._registers, self._preset, self._entries, outputs, self._copies, moved
+            end,
+            self._steps,
+            self._slots,
+            self._registers,
+            self._preset,
+            self._entries,
+            outputs,
+            self._copies,
+            self._moved,
         )
-
-    def _deliver(self, name: str, target: Target) -> Slot | None:
-        """The slot that stands for an output's destination; None where a register of the host does, or nothing."""
-        place = self._places[name]
-        if target.space > 0:
-            space = target.space
-        elif target.wrapped and place.register is None and not place.entry:
-            space = next((s for s in place.slots if s in self._shared), 0)
-        else:
-            return None
-        if place.entry and place.entry not in self._slotted:
-            self._on_device(name, space, "graph output")
-        slot = place.slots.get(space)
-        root = movable(slot, self._steps)
-        if root is not None and target.past:
-            past = self._places.get(target.past)
-            if append(root, None if past is None else past.slots.get(space), self._steps) is None:
-                root = None
-        elif not target.direct:
-            root = None
-        if root is not None:
-            root.target = name
-            self._lasting.add(root)
-            return root
-        if target.space <= 0 or place.spec is None:
-            return None
-        end = Slot(space, place.spec.nbytes)
-        end.target = name
-        if slot is not None:
-            self._lasting.add(slot)
-            self._steps.append(CopyStep(slot, end))
-        else:
-            register = self._on_host(name, "")
-            if place.pending is not None:
-                self._sync(place.pending)
-            self._lasting |= place.views
-            self._steps.append(WriteStep(register, end))
-            self._copy(name, space, "graph output")
-        self._busy.add(space)
-        return end
 
     # --- items
 
@@ -362,7 +320,8 @@ class Builder:
                 space, slot = next(iter(place.slots.items()))
                 assert place.spec is not None, "a device value has a shape"
                 slot.use(len(self._steps))
-                if space in self._shared:
+                # A view would be looked at too late if its memory is a fed value's that an output is written to.
+                if space in self._shared and not (self._spoilt and slot.root()[0].name):
                     self._steps.append(ViewStep(slot, place.register, place.spec))
                     place.views = frozenset((slot,))
                 else:

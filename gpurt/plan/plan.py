@@ -17,7 +17,7 @@ from gpurt.plan.destination import Destination
 from gpurt.plan.steps import CopyStep, DeviceStep, Draft, HostStep, ReadStep, Slot, StoreStep, ViewStep, WriteStep
 from gpurt.plan.usage import Usage
 from gpurt.plan.values import DeviceTensor, Held, Lease, Run, aligned_empty
-from gpurt.provider import Bound, BufferRef, DeviceMemory
+from gpurt.provider import Bound, BufferRef, ContinuingUnit, DeviceMemory
 from gpurt.spec import Spec
 from gpurt.tensor.storage import same_place
 
@@ -309,16 +309,18 @@ class PlanState:
     def _receive(self, destinations: Mapping[str, Destination], registers: list[Any]) -> None:
         """Let reads from devices go straight to the caller's arrays."""
         reads = {s.register for s in self._draft.steps if isinstance(s, ReadStep)}
+        made = {s.outs[i] for s in self._draft.steps if isinstance(s, HostStep) for i in s.into}
         for name, place in self._draft.outputs:
             destination = destinations.get(name)
-            if destination is None or place.spec is None:
+            if destination is None:
                 continue
-            destination.check(name, place.spec)
-            array = destination.array
-            if array is None or place.register not in reads or not destination.target.direct:
+            if place.spec is not None:
+                destination.check(name, place.spec)
+            array, register = destination.array, place.register
+            if array is None or register is None or registers[register] is not None:
                 continue
-            if array.flags.c_contiguous and registers[place.register] is None:
-                registers[place.register] = array
+            if register in made or (register in reads and destination.target.direct):
+                registers[register] = array
 
 
 def _launch_all(steps: Sequence[Callable[[Any], None]], space: int) -> Op:
@@ -331,10 +333,15 @@ def _launch_all(steps: Sequence[Callable[[Any], None]], space: int) -> Op:
 
 
 def _call(step: HostStep) -> Op:
-    call, ins, outs = step.unit.call, step.ins, step.outs
+    call, ins, outs, into = step.unit.call, step.ins, step.outs, step.into
+    call_into = step.unit.call_into if isinstance(step.unit, ContinuingUnit) else None
 
     def op(_: Run, registers: list[Any]) -> None:
-        results = call([None if i < 0 else registers[i] for i in ins])
+        inputs = [None if i < 0 else registers[i] for i in ins]
+        if into and call_into is not None:
+            results = call_into(inputs, [registers[r] if i in into else None for i, r in enumerate(outs)])
+        else:
+            results = call(inputs)
         for register, value in zip(outs, results, strict=False):
             registers[register] = value
 

@@ -48,6 +48,7 @@ class HostStep:
     unit: HostUnit
     ins: Sequence[int]
     outs: Sequence[int]
+    into: frozenset[int] = frozenset()  # positions in outs whose registers may begin with the caller's memory
 
 
 @dataclass(slots=True)

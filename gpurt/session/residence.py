@@ -107,14 +107,28 @@ class Residence:
         spec = Spec(tensor.dtype, tensor.shape)
         if tensor.storage is None:
             array = tensor.numpy()
-            shared = any(isinstance(h.host, np.ndarray) and np.may_share_memory(array, h.host) for h in env.values())
-            wrapped = not shared and wrappable(array, self.memories())
-            return Destination(Target(0, not shared, wrapped), spec, array=array)
+            fed = {n: h.host for n, h in env.items() if isinstance(h.host, np.ndarray)}
+            near = {n: a for n, a in fed.items() if np.may_share_memory(array, a)}
+            past = next((n for n, a in near.items() if len(near) == 1 and _same(array, a)), "")
+            wrapped = not near and wrappable(array, self.memories())
+            return Destination(Target(0, not near, wrapped, past), spec, array=array)
         storage = tensor.storage
-        fed = {n: h.tensors[space].lease for n, h in env.items() if space in h.tensors}
-        near = {n: s for n, s in fed.items() if isinstance(s, Storage) and s.overlaps(storage)}
-        past = next((n for n, s in near.items() if len(near) == 1 and s.same(storage)), "")
-        return Destination(Target(space, storage.aligned and not near, past=past), spec, storage=storage)
+        leases = {n: h.tensors[space].lease for n, h in env.items() if space in h.tensors}
+        close = {n: s for n, s in leases.items() if isinstance(s, Storage) and s.overlaps(storage)}
+        past = next((n for n, s in close.items() if len(close) == 1 and s.same(storage)), "")
+        return Destination(Target(space, storage.aligned and not close, past=past), spec, storage=storage)
+
+    def complete_all(
+        self, held: Mapping[str, Held], destinations: Mapping[str, Destination], run: Run
+    ) -> dict[str, Any]:
+        """All outputs where they were wanted; see complete. What is not asked for is left out."""
+        wanted = {n: d for n, d in destinations.items() if d.target.space != LEAVE}
+        for name in wanted:
+            value = held[name].host
+            arrays = [d.array for n, d in wanted.items() if n != name and d.array is not None]
+            if isinstance(value, np.ndarray) and any(np.may_share_memory(value, a) for a in arrays):
+                held[name].host = value.copy()  # before its memory is written for another output
+        return {name: self.complete(name, held[name], d, run) for name, d in wanted.items()}
 
     def complete(self, name: str, held: Held, destination: Destination, run: Run) -> Any:
         """The output where it was wanted: a Tensor, or what is no tensor as it is; copied there if it is not yet.
@@ -122,8 +136,6 @@ class Residence:
         Raises InvalidArgument where it does not fit.
         """
         space = destination.target.space
-        if space == LEAVE:
-            return None
         if space and space in held.tensors and held.tensors[space].lease is destination.storage:
             assert held.spec is not None, "what is on a device has a shape"
             return Tensor(held.spec.dtype, held.spec.shape, storage=destination.storage)
@@ -159,6 +171,10 @@ def check_apart(destinations: Iterable[tuple[str, Destination]]) -> None:
                     f"outputs {other!r} and {name!r} are bound to the same memory", remedy="Give each its own"
                 )
         seen.append((name, d))
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.ctypes.data == b.ctypes.data and a.shape == b.shape and a.dtype == b.dtype
 
 
 def _on(space: int, spec: Spec, storage: Storage) -> Held:

@@ -178,8 +178,9 @@ class InferenceSession:
             destinations = {o.name: bound.get(o.name) or Destination(Target(LEAVE)) for o in self._outputs}
             held = self._runner.run(run, env, destinations)
             by_name = dict(zip((o.name for o in self._outputs), held, strict=True))
-            results = {n: self._residence.complete(n, by_name[n], d, run) for n, d in bound.items()}
-        foreign = [*feeds.values(), *self._compiled.constants.values()]
+            results = self._residence.complete_all(by_name, bound, run)
+        mine = [w.tensor.numpy() for w in iobinding.outputs.values() if w.tensor is not None and not w.tensor.storage]
+        foreign = [*feeds.values(), *self._compiled.constants.values(), *mine]
         for name, wanted in iobinding.outputs.items():
             iobinding.results.append(_result(results[name], wanted.tensor, foreign))
 

@@ -7,6 +7,7 @@ from onnx import TensorProto, helper
 
 import gpurt
 from gpurt.tensor import Tensor
+from gpurt.tensor.storage import Storage
 
 n = helper.make_node
 F32, F16, I64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
@@ -270,3 +271,107 @@ def test_plans_are_kept_by_destination(session):
         session.run(None, {"x": X})
         run(session, {"x": mine}, {"y": mine})
     assert len(session._runner.plans()) == 3
+
+
+@pytest.mark.parametrize("device", ["cpu", "sim"])
+def test_outputs_that_change_places_with_inputs(sim, device):
+    """Each output goes to the memory of what the other one is made of."""
+    nodes = [n("Identity", ["a"], ["p"]), n("Identity", ["b"], ["q"]), n("Neg", ["c"], ["r"]),
+             n("Reshape", ["c", "flat"], ["t"]), n("Add", ["a", "b"], ["u"])]  # fmt: skip
+    model = make_model(
+        nodes, {k: (F16, [2, 3]) for k in "abc"}, ["p", "q", "r", "t", "u"], {"flat": np.array([6])}
+    )  # fmt: skip
+    for providers in (["cpu"], [sim, "cpu"], [(sim, {"shares_host": True}), "cpu"]):
+        if device == "sim" and providers == ["cpu"]:
+            continue
+        s = gpurt.InferenceSession(model, providers=providers)
+        a, b, c = X, X + 10, X + 20
+        tensors = [Tensor.from_numpy(v.copy()) for v in (a, b, c)]
+        if device == "sim":
+            memory = s._providers[0]
+            storage = [Storage.new(memory, v.nbytes) for v in (a, b, c)]
+            for block, value in zip(storage, (a, b, c), strict=True):
+                block.write(np.ascontiguousarray(value))
+            tensors = [Tensor(a.dtype, a.shape, storage=block) for block in storage]
+        x, y, z = tensors
+        found = run(s, {"a": x, "b": y, "c": z}, {"r": z, "p": y, "q": x, "t": "cpu", "u": "cpu"})
+        for got, wanted in zip((z, y, x, *found[3:]), (-c, a, b, c.ravel(), a + b), strict=True):
+            np.testing.assert_array_equal(got.numpy(), wanted)
+
+
+# --- caches on the host
+
+
+def gqa():
+    """One query head of 4 with a cache of 8 rows."""
+    node = n("GroupQueryAttention", ["q", "k", "v", "pk", "pv", "len", "total"], ["y", "key", "value"],
+             domain="com.microsoft", num_heads=1, kv_num_heads=1)  # fmt: skip
+    info = helper.make_tensor_value_info
+    inputs = [info(name, F32, [1, "t", 4]) for name in "qkv"] + [info(name, F32, [1, 1, 8, 4]) for name in ("pk", "pv")]
+    inputs += [info("len", TensorProto.INT32, [1]), info("total", TensorProto.INT32, [])]
+    outputs = [info(name, F32, shape) for name, shape in
+               (("y", [1, "t", 4]), ("key", [1, 1, 8, 4]), ("value", [1, 1, 8, 4]))]  # fmt: skip
+    imports = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(helper.make_graph([node], "g", inputs, outputs), opset_imports=imports, ir_version=10)
+
+
+def test_attention_appends_to_the_callers_cache():
+    """As ONNX Runtime's GroupQueryAttention with past and present in one buffer: only the new rows are written."""
+    s = gpurt.InferenceSession(gqa(), providers=["cpu"])
+    rng = np.random.default_rng(7)
+    keys, values = np.zeros((1, 1, 8, 4), np.float32), np.zeros((1, 1, 8, 4), np.float32)
+    past_keys, past_values = keys.copy(), values.copy()
+    at = 0
+    for rows in (3, 1, 1):
+        q, k, v = (rng.standard_normal((1, rows, 4), dtype=np.float32) for _ in range(3))
+        at += rows
+        feed = {"q": q, "k": k, "v": v, "len": np.array([at - 1], np.int32), "total": np.array(at, np.int32)}
+        wanted = s.run(None, {**feed, "pk": past_keys, "pv": past_values})
+        keys[..., at:, :] = values[..., at:, :] = 77  # rows behind the end: they are not touched
+        (y,) = run(s, {**feed, "pk": keys, "pv": values}, {"y": "cpu", "key": keys, "value": values})[:1]
+        np.testing.assert_allclose(y.numpy(), wanted[0], rtol=1e-6)
+        past_keys, past_values = wanted[1:]
+        for mine, theirs in ((keys, past_keys), (values, past_values)):
+            np.testing.assert_array_equal(mine[..., :at, :], theirs[..., :at, :])
+            assert np.all(mine[..., at:, :] == 77)
+    # Other memory for the present: the past stays, the rest is zero.
+    before, fresh = keys.copy(), np.full_like(keys, 5)
+    run(s, {**feed, "pk": keys, "pv": values}, {"key": fresh})
+    np.testing.assert_array_equal(keys, before)
+    assert np.all(fresh[..., at:, :] == 0)
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_past_that_others_read_is_not_written_too_early(late):
+    nodes = [n("TensorScatter", ["past", "new"], ["present"], axis=1), n("Neg", ["past"], ["old"]),
+             n("Identity", ["past"], ["same"])]  # fmt: skip
+    nodes = nodes if late else nodes[::-1]
+    shapes = {"past": (F32, [1, 4, 2]), "new": (F32, [1, 1, 2])}
+    s = gpurt.InferenceSession(make_model(nodes, shapes, ["present", "old", "same"], opset=24), providers=["cpu"])
+    before, new = np.arange(8, dtype=np.float32).reshape(1, 4, 2), np.full((1, 1, 2), -1, np.float32)
+    cache = before.copy()
+    old, same = run(s, {"past": cache, "new": new}, {"old": "cpu", "same": "cpu", "present": cache})[:2]
+    np.testing.assert_array_equal(old.numpy(), -before)
+    np.testing.assert_array_equal(cache, np.concatenate([new, before[:, 1:]], axis=1))
+    np.testing.assert_array_equal(same.numpy(), before)
+
+
+def test_a_cache_of_one_reader_is_appended_to_on_the_host():
+    nodes = [n("TensorScatter", ["past", "new"], ["present"], axis=1), n("Reshape", ["present", "flat"], ["all"])]
+    shapes = {"past": (F32, [1, 4, 2]), "new": (F32, [1, 1, 2])}
+    model = make_model(nodes, shapes, ["present", "all"], {"flat": np.array([8])}, opset=24)
+    s = gpurt.InferenceSession(model, providers=["cpu"])
+    cache, new = np.zeros((1, 4, 2), np.float32), np.ones((1, 1, 2), np.float32)
+    whole = run(s, {"past": cache, "new": new}, {"all": "cpu", "present": cache})[0]
+    np.testing.assert_array_equal(cache[0, :, 0], [1, 0, 0, 0])
+    np.testing.assert_array_equal(whole.numpy(), [1, 1, 0, 0, 0, 0, 0, 0])
+    assert not np.shares_memory(whole.numpy(), cache)
+    assert any(getattr(step, "into", None) for p in s._runner.plans() for step in p._draft.steps)
+    starts = make_model([n("TensorScatter", ["past", "new", "at"], ["present"], axis=1)],
+                        {"past": (F32, [2, 4, 2]), "new": (F32, [2, 1, 2]), "at": (I64, [2])}, ["present"],
+                        opset=24)  # fmt: skip
+    s = gpurt.InferenceSession(starts, providers=["cpu"])
+    pair, rows = np.zeros((2, 4, 2), np.float32), np.ones((2, 1, 2), np.float32)
+    with pytest.raises(gpurt.GpurtError, match="Use mode 'circular'"):
+        run(s, {"past": pair, "new": rows, "at": np.array([0, 9])}, {"present": pair})
+    assert not pair.any()

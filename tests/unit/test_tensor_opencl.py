@@ -149,6 +149,19 @@ def test_a_past_that_is_read_later_is_not_spoilt(options):
     np.testing.assert_array_equal(cache.numpy(), np.concatenate([new, before[:, 1:]], axis=1))
 
 
+@pytest.mark.parametrize("where", ["cpu", "opencl"])
+def test_a_past_that_is_handed_on_is_not_spoilt(options, where):
+    nodes = [n("Reshape", ["past", "flat"], ["old"]), n("TensorScatter", ["past", "new"], ["present"], axis=1)]
+    shapes = {"past": (F32, [1, 4, 8]), "new": (F32, [1, 1, 8])}
+    model = make_model(nodes, shapes, ["present", "old"], {"flat": np.array([32])}, opset=24)
+    s = gpurt.InferenceSession(model, providers=[("opencl:0", options), "cpu"])
+    before = RNG.standard_normal((1, 4, 8), dtype=np.float32)
+    cache, new = Tensor.from_numpy(before, "opencl:0"), np.ones((1, 1, 8), np.float32)
+    old = run(s, {"past": cache, "new": new}, {"present": cache, "old": where})[1]
+    np.testing.assert_array_equal(old.numpy(), before.ravel())
+    np.testing.assert_array_equal(cache.numpy(), np.concatenate([new, before[:, 1:]], axis=1))
+
+
 def test_updates_that_are_the_data_itself(options):
     """The copy of the data may not be left out where the same memory is read as updates, in another order."""
     model = make_model(
@@ -291,3 +304,16 @@ def test_threads_with_bindings_of_their_own(options):
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
+
+
+def test_outputs_that_change_places_with_inputs(options):
+    """Each output goes to the memory of what another one is made of; aliases launch nothing: copies are in order."""
+    nodes = [n("Identity", ["a"], ["p"]), n("Identity", ["b"], ["q"]), n("Neg", ["c"], ["r"]),
+             n("Reshape", ["c", "flat"], ["t"]), n("Add", ["a", "b"], ["u"])]  # fmt: skip
+    model = make_model(nodes, {k: (F32, [8, 64]) for k in "abc"}, ["p", "q", "r", "t", "u"], {"flat": np.array([512])})
+    s = gpurt.InferenceSession(model, providers=[("opencl:0", options), "cpu"])
+    a, b, c = X, X + 10, X + 20
+    x, y, z = (Tensor.from_numpy(v, "opencl:0") for v in (a, b, c))
+    found = run(s, {"a": x, "b": y, "c": z}, {"r": z, "p": y, "q": x, "t": "cpu", "u": "cpu"})
+    for got, wanted in zip((z, y, x, *found[3:]), (-c, a, b, c.ravel(), a + b), strict=True):
+        np.testing.assert_array_equal(got.numpy(), wanted)
