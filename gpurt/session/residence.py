@@ -123,6 +123,9 @@ class Residence:
     ) -> dict[str, Any]:
         """All outputs where they were wanted; see complete. What is not asked for is left out."""
         wanted = {n: d for n, d in destinations.items() if d.target.space != LEAVE}
+        if not all(d.target.direct for d in wanted.values()):
+            for space in self.memories():
+                run.synchronize(space)  # queues may still read what was fed, and is written now
         for name in wanted:
             value = held[name].host
             arrays = [d.array for n, d in wanted.items() if n != name and d.array is not None]
