@@ -148,7 +148,8 @@ class InferenceSession:
         wanted = self._wanted(output_names)
         feeds = check_feeds(input_feed, self._inputs, self._overridable)
         with self._site.run() as run:
-            held = self._runner.run(run, self._env(feeds, run))
+            env = self._env(feeds, run)  # kept until the queues are empty: they read what it holds
+            held = self._runner.run(run, env)
             values = [held[i].on_host(run) for i in wanted]
         return _owned(values, [*feeds.values(), *self._compiled.constants.values()])
 
