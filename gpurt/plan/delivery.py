@@ -115,7 +115,7 @@ class Delivery(ABC):
             if place.pending is not None:
                 self._sync(place.pending)
             self._lasting |= place.views
-            late.append(WriteStep(register, end))
+            late.append(WriteStep(register, end, name))
             self._copy(name, space, "graph output")
         self._busy.add(space)
         return end

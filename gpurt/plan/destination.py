@@ -71,7 +71,7 @@ class Destination:
                 self._wrapped = memory.wrap(self.array)
             return self._wrapped
         if self.storage is None:
-            self.storage = Storage.new(memory, spec.nbytes, run.relieve)
+            self.storage = Storage.new(memory, spec.nbytes, run.make_room)
             run.usage.allocated(space, 1)
         return self.storage.ref
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpurt.provider import HostUnit, UnitPlan
+from gpurt.provider import DeviceUnit, HostUnit, UnitPlan
 from gpurt.spec import Spec
 
 
@@ -58,6 +58,8 @@ class DeviceStep:
     space: int
     plan: UnitPlan
     slots: Sequence[Slot]
+    unit: DeviceUnit
+    inputs: Sequence[Spec | None]
     skip: frozenset[int] = frozenset()
 
 
@@ -67,6 +69,7 @@ class WriteStep:
 
     register: int
     slot: Slot
+    value: str = ""
 
 
 @dataclass(slots=True)
@@ -76,6 +79,7 @@ class ReadStep:
     slot: Slot
     register: int
     spec: Spec
+    value: str = ""
 
 
 @dataclass(slots=True)
@@ -85,6 +89,7 @@ class ViewStep:
     slot: Slot
     register: int
     spec: Spec
+    value: str = ""
 
 
 @dataclass(slots=True)
@@ -93,6 +98,7 @@ class StoreStep:
 
     register: int
     slot: Slot
+    value: str = ""
 
 
 @dataclass(slots=True)

@@ -66,7 +66,7 @@ class Residence:
         if isinstance(value, Tensor) and value.storage is not None:
             space = self.reached(value.storage)
             if space:
-                return _on(space, Spec(value.dtype, value.shape), value.storage.align(run.stream(space), run.relieve))
+                return _on(space, Spec(value.dtype, value.shape), value.storage.align(run.stream(space), run.make_room))
             if not value.storage.memory.shares_host:
                 self._report(info.name, value.device, value.nbytes)
             return Held(value.seen())
@@ -89,7 +89,7 @@ class Residence:
             found = memory.take(value.value, run.stream(space))
             if found is not None:
                 storage = borrowed(memory, found)
-                usable = storage.align(run.stream(space), run.relieve)
+                usable = storage.align(run.stream(space), run.make_room)
                 tensor = Tensor(found.dtype, found.shape, storage=usable)
                 return space, tensor, found.copied or usable is not storage
         return None
@@ -156,7 +156,7 @@ class Residence:
             return Tensor(spec.dtype, spec.shape, array=value)
         if spec.dtype.kind == "O":
             raise InvalidArgument(f"output {name!r} is strings", remedy='Bind it to "cpu"')
-        storage = destination.storage or Storage.new(run.memory(space), spec.nbytes, run.relieve)
+        storage = destination.storage or Storage.new(run.memory(space), spec.nbytes, run.make_room)
         if spec.nbytes:
             storage.write(np.ascontiguousarray(value))
         return Tensor(spec.dtype, spec.shape, storage=storage)

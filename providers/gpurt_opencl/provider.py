@@ -88,6 +88,11 @@ class OpenCLProvider(DeviceProvider):
         _not_forked()
         super().synchronize(stream)
 
+    def timer(self) -> Any:
+        """See DeviceMemory."""
+        _not_forked()
+        return super().timer()
+
     def reaches(self, ref: BufferRef) -> bool:
         """See DeviceMemory: buffers of the same context."""
         from gpurt_opencl.sharing import context_of
