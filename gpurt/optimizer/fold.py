@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
 
 import numpy as np
 import onnx_ir as ir
 
+from gpurt import logs
 from gpurt.errors import GpurtError
 from gpurt.graph.edit import is_constant
 from gpurt.infer import infer
@@ -17,7 +17,7 @@ from gpurt.optimizer.build import annotate
 from gpurt.optimizer.transformer import Result, Tools
 from gpurt.spec import Spec, Unknown
 
-logger = logging.getLogger(__name__)
+logger = logs.get(__name__)
 
 
 class ConstantFolding:

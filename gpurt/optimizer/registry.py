@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Final
 
 import onnx_ir as ir
 
+from gpurt import logs
 from gpurt.errors import InvalidArgument
 from gpurt.loader import Names
 from gpurt.optimizer.cse import CommonSubexpressionElimination, ConstantSharing
@@ -23,7 +23,7 @@ from gpurt.optimizer.transformer import Evaluate, GraphTransformer, Kind, Report
 from gpurt.options import GraphOptimizationLevel
 from gpurt.provider import Provider
 
-logger = logging.getLogger(__name__)
+logger = logs.get(__name__)
 
 GROUP: Final = "gpurt.transformers"
 """Entry points of plug-ins: a GraphTransformer or RewriteRule, its class, or a function that returns several."""
@@ -95,7 +95,7 @@ def optimize(
     owner = Owners(providers) if providers is not None else None
     tools = Tools(names if names is not None else Names.of(model), evaluate, owner)
     report = run(model, [p for p in order if p.name not in off and level_of(p) <= level], tools)
-    logger.info("optimization removed %d nodes in %d rounds", len(report.removed), report.rounds)
+    logger.debug("optimization removed %d nodes in %d rounds", len(report.removed), report.rounds)
     return report
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import onnx_ir as ir
 
+from gpurt import logs
 from gpurt.errors import InvalidArgument
 from gpurt.optimizer import facts, pattern
 from gpurt.optimizer.build import Builder
@@ -16,7 +16,7 @@ from gpurt.optimizer.pattern import Bindings, Mismatch, Nearest, Output
 from gpurt.optimizer.transformer import Kind, NearMiss, Removed, Result, Tools, naming
 from gpurt.options import GraphOptimizationLevel
 
-logger = logging.getLogger(__name__)
+logger = logs.get(__name__)
 
 _REWRITES_PER_NODE = 20  # a rule that undoes another, or itself, must end somewhere
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,13 +12,14 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import onnx_ir as ir
 
+from gpurt import logs
 from gpurt.errors import Fail, GpurtError, InvalidArgument, suggest
 from gpurt.graph.view import NodeView
 from gpurt.loader import Names
 from gpurt.optimizer import facts
 from gpurt.options import GraphOptimizationLevel
 
-logger = logging.getLogger(__name__)
+logger = logs.get(__name__)
 
 Evaluate = Callable[[NodeView, Sequence[Any]], Sequence[Any] | None]
 """Computes a node on the host: inputs in, outputs out; None where no kernel can."""

@@ -101,10 +101,12 @@ def _channelwise(node: NodeView, source: str, rank: int | None) -> tuple[Array, 
     if const.size > 1 and const.shape[const.ndim - rank + 1] != const.size:
         return None
     c = const.reshape(-1).astype(np.float64)
-    one, zero = np.ones(1), np.zeros(1)
-    return {
-        "Add": (one, c), "Sum": (one, c), "Sub": (one, -c), "Mul": (c, zero), "Div": (1 / c, zero),
-    }[node.op_type]  # fmt: skip
+    if node.op_type == "Mul":
+        return c, np.zeros(1)
+    if node.op_type == "Div":
+        with np.errstate(divide="ignore"):
+            return 1 / c, np.zeros(1)
+    return np.ones(1), -c if node.op_type == "Sub" else c
 
 
 class FusedUnit:

@@ -274,4 +274,3 @@ def lp_norm(p: int, acc: np.dtype) -> Reduction:
     one = "1.0" if acc == F64 else "1.0f"
     # pow of a vector wants a vector as exponent, which would differ between dialects; zero and infinity come out right.
     return replace(SUM, pre=f"exp(log{_ABS} * {number})", post=f"exp(log(s) * ({one} / {number}))")
-
