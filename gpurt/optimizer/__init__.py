@@ -3,6 +3,7 @@
 ``transformer`` says what a global transformation is, ``rewrite`` what a rule is; ``registry`` knows which there are.
 """
 
+from gpurt.optimizer import facts
 from gpurt.optimizer.registry import optimize, transformers
 from gpurt.optimizer.rewrite import MatchResult, RewriteRule, RuleSet
 from gpurt.optimizer.transformer import (
@@ -30,6 +31,7 @@ __all__ = [
     "RewriteRule",
     "RuleSet",
     "Tools",
+    "facts",
     "optimize",
     "transformers",
 ]
