@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from gpurt import logs
 from gpurt.errors import InvalidArgument
 from gpurt.loader import GraphInput
 from gpurt.plan.destination import LEAVE, Destination, Target, wrappable
@@ -20,7 +20,7 @@ from gpurt.tensor import Tensor
 from gpurt.tensor.foreign import to_host
 from gpurt.tensor.storage import Storage, borrowed
 
-logger = logging.getLogger(__name__)
+logger = logs.get(__name__)
 
 
 class Residence:
