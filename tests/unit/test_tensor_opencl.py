@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -237,7 +239,8 @@ def test_parts_of_pyopencl_arrays(options):
     arrays = pytest.importorskip("pyopencl.array")
     from gpurt_opencl import discovery
 
-    queue = cl.CommandQueue(cl.Context([discovery.devices()[0][1]]))
+    context = cl.Context([discovery.devices()[0][1]])
+    queue = cl.CommandQueue(context)
     model = make_model([n("Exp", ["x"], ["y"])], {"x": (F32, [2, 3])}, ["y"])
     s = gpurt.InferenceSession(model, providers=[("opencl", {**options, "queue": queue}), "cpu"])
     whole = RNG.standard_normal((5, 3), dtype=np.float32)
@@ -317,3 +320,24 @@ def test_outputs_that_change_places_with_inputs(options):
     found = run(s, {"a": x, "b": y, "c": z}, {"r": z, "p": y, "q": x, "t": "cpu", "u": "cpu"})
     for got, wanted in zip((z, y, x, *found[3:]), (-c, a, b, c.ravel(), a + b), strict=True):
         np.testing.assert_array_equal(got.numpy(), wanted)
+
+
+def test_a_profile_shows_what_was_launched(tmp_path):
+    """A cache that is appended to in place: one kernel, and no copy but that of the new rows."""
+    model = make_model([n("TensorScatter", ["past", "new"], ["present"], axis=1)],
+                       {"past": (F32, [1, 4, 8]), "new": (F32, [1, 1, 8])}, ["present"], opset=24)  # fmt: skip
+    s = gpurt.InferenceSession(model, providers=["opencl:0", "cpu"])
+    cache = Tensor.from_numpy(np.zeros((1, 4, 8), np.float32), "opencl:0")
+    binding = s.io_binding()
+    binding.bind_ortvalue_input("past", cache)
+    binding.bind_cpu_input("new", np.ones((1, 1, 8), np.float32))
+    binding.bind_ortvalue_output("present", cache)
+    options = gpurt.RunOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "trace_")
+    s.run_with_iobinding(binding, options)
+    np.testing.assert_array_equal(cache.numpy()[0, :, 0], [1, 0, 0, 0])
+    events = json.loads(Path(options.profile_file).read_text())
+    kernels = [e["name"] for e in events if e.get("cat") == "Kernel" and not e["name"].startswith("Memcpy")]
+    assert kernels == ["tensor_scatter"]
+    assert not [e for e in events if e.get("name") in ("Memcpy", "MemcpyToHost")]
+    s.run_with_iobinding(binding)  # and the plain replay of the same plan
