@@ -23,8 +23,11 @@ if TYPE_CHECKING:
         OutOfMemory,
         ProviderError,
         RuntimeException,
+        Terminated,
     )
+    from gpurt.logs import set_default_logger_severity
     from gpurt.options import GraphOptimizationLevel, SessionOptions
+    from gpurt.run_options import RunOptions
     from gpurt.session import Explanation, InferenceSession, NodeArg
 
 __version__ = "0.1.0"
@@ -46,6 +49,9 @@ _WHERE = {
     "OutOfMemory": "gpurt.errors",
     "ProviderError": "gpurt.errors",
     "RuntimeException": "gpurt.errors",
+    "Terminated": "gpurt.errors",
+    "RunOptions": "gpurt.run_options",
+    "set_default_logger_severity": "gpurt.logs",
 }
 
 __all__ = [
@@ -63,11 +69,14 @@ __all__ = [
     "NotImplemented",
     "OutOfMemory",
     "ProviderError",
+    "RunOptions",
     "RuntimeException",
     "SessionOptions",
+    "Terminated",
     "__version__",
     "get_available_providers",
     "providers",
+    "set_default_logger_severity",
 ]
 
 

@@ -1,4 +1,4 @@
-"""SessionOptions and RunOptions: every knob with its type, default and meaning; misspelt names are refused."""
+"""SessionOptions: every knob with its type, default and meaning; misspelt names are refused."""
 
 from __future__ import annotations
 
@@ -30,11 +30,19 @@ _LEVELS: Final = {
 
 # Options of ONNX Runtime that users may reach for and gpurt does not have yet; setting one must not be silent.
 _NOT_YET: Final = {
-    "enable_profiling",
     "execution_mode",
     "inter_op_num_threads",
     "optimized_model_filepath",
-    "profile_file_prefix",
+}
+
+
+# Integer options, with their least value.
+_LEAST: Final = {
+    "intra_op_num_threads": 0,
+    "log_severity_level": -1,
+    "log_verbosity_level": 0,
+    "plan_cache_bytes": 0,
+    "plan_cache_size": 1,
 }
 
 
@@ -65,39 +73,57 @@ class SessionOptions:
         intra_op_num_threads: threads of NumPy's BLAS, for the whole process, and of OpenCL devices that are CPUs, for
             this session; 0 leaves them as they are.
         plan_cache_size: most plans kept for each point where a plan can begin; the least recently used goes first.
-        log_severity_level: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal; -1 leaves the logger ``gpurt`` as it is.
+        plan_cache_bytes: device memory that all plans may hold together; beyond it the least recently used go. Default
+            2 GiB; 0 for no limit. The plan that runs stays, however large.
+        log_severity_level: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal, for this session alone; -1 leaves it to
+            gpurt.set_default_logger_severity and the application's logging.
+        log_verbosity_level: under severity 0, how detailed (0 to 9).
         logid: a name for the session in log messages.
+        enable_profiling: note what is done and when, until InferenceSession.end_profiling.
+        profile_file_prefix: path and beginning of the profile's file name.
     """
 
     __slots__ = (
         "cache_dir",
+        "enable_profiling",
         "graph_optimization_level",
         "intra_op_num_threads",
         "log_severity_level",
+        "log_verbosity_level",
         "logid",
         "partitioning",
+        "plan_cache_bytes",
         "plan_cache_size",
+        "profile_file_prefix",
         "strict",
     )
 
     cache_dir: str | os.PathLike[str] | bool | None
+    enable_profiling: bool
     graph_optimization_level: GraphOptimizationLevel
     intra_op_num_threads: int
     log_severity_level: int
+    log_verbosity_level: int
     logid: str
     partitioning: str
+    plan_cache_bytes: int
     plan_cache_size: int
+    profile_file_prefix: str
     strict: bool
 
     def __init__(self, **values: Any) -> None:
         defaults: Mapping[str, Any] = {
             "cache_dir": None,
+            "enable_profiling": False,
             "graph_optimization_level": GraphOptimizationLevel.ORT_ENABLE_ALL,
             "intra_op_num_threads": 0,
             "log_severity_level": -1,
+            "log_verbosity_level": 0,
             "logid": "",
             "partitioning": "greedy",
+            "plan_cache_bytes": 2 << 30,
             "plan_cache_size": 32,
+            "profile_file_prefix": "gpurt_profile",
             "strict": False,
         }
         for name, value in {**defaults, **values}.items():
@@ -115,10 +141,14 @@ class SessionOptions:
             value = _level(value)
         elif name == "partitioning" and value != "greedy":
             raise InvalidArgument(f"partitioning is {value!r}{suggest(str(value), ['greedy'])}", remedy="Use 'greedy'")
-        elif name in ("intra_op_num_threads", "plan_cache_size", "log_severity_level"):
-            low = {"intra_op_num_threads": 0, "plan_cache_size": 1, "log_severity_level": -1}[name]
+        elif name in _LEAST:
+            low = _LEAST[name]
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise InvalidArgument(f"{name} is {value!r}", remedy=f"Give an integer of at least {low}")
+        elif name == "enable_profiling" and not isinstance(value, bool):
+            raise InvalidArgument(f"{name} is {value!r}", remedy="Give True or False")
+        elif name in ("logid", "profile_file_prefix") and not isinstance(value, str):
+            raise InvalidArgument(f"{name} is {value!r}", remedy="Give a string")
         object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy as np
 from gpurt.graph.view import GraphView, NodeView
 from gpurt.spec import Spec
 
-PROVIDER_API: Final = (1, 0)
+PROVIDER_API: Final = (1, 1)
 """Version of this contract: a provider of another major version is refused; a minor one adds optional members."""
 
 HOST: Final = "host"
@@ -111,8 +112,8 @@ class Operand:
     array: np.ndarray | None = None
 
 
-Step = Callable[[Any], None]
-"""A bound launch: called with the stream it is to run on; it must not block."""
+Step = Callable[[Any], Any]
+"""A bound launch: called with the stream it is to run on; it must not block. What it returns is for DeviceTimer."""
 
 
 class Bound(Protocol):
@@ -251,6 +252,25 @@ class Provider(ABC):
         """Release what the session's use of the device holds."""
 
 
+class DeviceTimer(Protocol):
+    """A queue whose work is timed by the device. One run at a time uses it.
+
+    Attributes:
+        stream: the in-order queue.
+    """
+
+    stream: Any
+
+    def align(self) -> None:
+        """Find out once more how the device's clock relates to the host's; waits for the queue."""
+
+    def time(self, work: Step) -> Any:
+        """Call work with the queue; returns a token for span, or None if nothing was enqueued."""
+
+    def span(self, token: Any) -> tuple[int, int]:
+        """When the device began and ended the work, in nanoseconds of time.perf_counter_ns; after synchronize."""
+
+
 class DeviceMemory(ABC):
     """What a provider with memory of its own offers besides Provider; streams are the provider's own objects."""
 
@@ -284,6 +304,20 @@ class DeviceMemory(ABC):
     @abstractmethod
     def synchronize(self, stream: Any) -> None:
         """Wait until everything enqueued on the stream is done."""
+
+    def mark(self, stream: Any) -> Callable[[], None]:
+        """A function that waits for what is on the stream by now; without one of its own it waits for the whole stream.
+
+        Since version 1.1 of the contract.
+        """
+        return partial(self.synchronize, stream)
+
+    def timer(self) -> DeviceTimer | None:
+        """Optional: a queue that notes when the device works, for profiles; None if the device cannot tell.
+
+        Since version 1.1 of the contract.
+        """
+        return None
 
     @abstractmethod
     def constant(self, array: np.ndarray) -> BufferRef:

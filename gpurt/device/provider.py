@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from gpurt.device.driver import DeviceInfo, Driver, SharingDriver
+from gpurt.device.driver import DeviceInfo, Driver, SharingDriver, TimingDriver
 from gpurt.device.fusion import groups
 from gpurt.device.handed_on import HANDED_ON
 from gpurt.device.table import TABLE, OpTable
@@ -21,7 +21,16 @@ from gpurt.dtypes import onnx_name
 from gpurt.errors import InvalidArgument
 from gpurt.graph.view import GraphView, NodeView
 from gpurt.memory.arena import RegionArena
-from gpurt.provider import BufferRef, Capability, DeviceMemory, DeviceUnit, HostUnit, Provider, SupportInfo
+from gpurt.provider import (
+    BufferRef,
+    Capability,
+    DeviceMemory,
+    DeviceTimer,
+    DeviceUnit,
+    HostUnit,
+    Provider,
+    SupportInfo,
+)
 
 MEMORY_OPTIONS: Mapping[str, str] = {
     "memory_limit": "most bytes that weights and arena may take together, an integer; default: the device's memory",
@@ -130,6 +139,14 @@ class DeviceProvider(Provider, DeviceMemory):
     def wrap(self, array: np.ndarray) -> BufferRef:
         """See DeviceMemory."""
         return BufferRef(cast("SharingDriver", self.driver).wrap(array), 0, array.nbytes)
+
+    def mark(self, stream: Any) -> Callable[[], None]:
+        """See DeviceMemory."""
+        return self.driver.mark(stream) if isinstance(self.driver, TimingDriver) else super().mark(stream)
+
+    def timer(self) -> DeviceTimer | None:
+        """See DeviceMemory."""
+        return self.driver.timer() if isinstance(self.driver, TimingDriver) else None
 
     def constant(self, array: np.ndarray) -> BufferRef:
         """See DeviceMemory."""

@@ -150,8 +150,8 @@ class _BoundCall:
     fn: Callable[..., None]
     args: list[Any]
 
-    def __call__(self, stream: Any) -> None:
-        self.fn(*self.args, stream)
+    def __call__(self, stream: Any) -> Any:
+        return self.fn(*self.args, stream)
 
     def set(self, position: int, arg: TensorArg) -> None:
         self.args[position] = arg

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -10,13 +9,13 @@ from typing import Any, Final, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from gpurt import dtypes
+from gpurt import dtypes, logs
 from gpurt.graph.edit import is_constant
 from gpurt.graph.view import NodeView
 from gpurt.loader import Views
 from gpurt.options import GraphOptimizationLevel
 
-logger = logging.getLogger(__name__)
+logger = logs.get(__name__)
 
 Evaluate = Callable[[NodeView, Sequence[Any]], Sequence[Any] | None]
 """Computes a node on the host: inputs in, outputs out; None where no kernel can."""
@@ -70,7 +69,7 @@ def optimize(model: ir.Model, level: GraphOptimizationLevel, evaluate: Evaluate)
         removed += found
         if not found:
             break
-    logger.info("basic optimization removed %d nodes", len(removed))
+    logger.debug("basic optimization removed %d nodes", len(removed))
     return removed
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 
-from gpurt import dtypes
+from gpurt import dtypes, logs
 from gpurt.errors import Unsupported
 from gpurt.graph.view import GraphView, NodeView, ValueView
 from gpurt.infer.types import result_dtypes
@@ -19,7 +18,7 @@ from gpurt.partitioner.result import Decisions
 from gpurt.partitioner.shapes import host_nodes, shape_known
 from gpurt.provider import HOST, Provider
 
-logger = logging.getLogger(__name__)
+logger = logs.get(__name__)
 
 CONTROL: Final = frozenset({"If", "Loop", "Scan"})
 SHAPE_REASON: Final = "shape arithmetic stays on the host"
@@ -104,7 +103,7 @@ class Assigner:
         for claim in claims:
             nodes = [by_name[n] for n in claim if n in by_name and by_name[n] not in self._claimed]
             if len(nodes) < len(claim) and nodes:
-                logger.info("%s: a claim of %d nodes was trimmed to %d", provider.device, len(claim), len(nodes))
+                logger.debug("%s: a claim of %d nodes was trimmed to %d", provider.device, len(claim), len(nodes))
             for node in nodes:
                 self._claimed[node] = position
             if len(nodes) > 1:

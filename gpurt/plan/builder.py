@@ -233,7 +233,7 @@ class Builder:
         operands = [self._operand(o, unit, outs, space) for o in plan.operands]
         step = len(self._steps)
         if plan.operands:
-            self._steps.append(DeviceStep(space, plan, operands))
+            self._steps.append(DeviceStep(space, plan, operands, unit, specs))
             self._busy.add(space)
         for slot in [*operands, *outs]:
             slot.use(step)
@@ -309,10 +309,10 @@ class Builder:
                 assert place.spec is not None, "a device value has a shape"
                 slot.use(len(self._steps))
                 if space in self._shared:
-                    self._steps.append(ViewStep(slot, place.register, place.spec))
+                    self._steps.append(ViewStep(slot, place.register, place.spec, name))
                     place.views = frozenset((slot,))
                 else:
-                    self._steps.append(ReadStep(slot, place.register, place.spec))
+                    self._steps.append(ReadStep(slot, place.register, place.spec, name))
                 place.pending = space
             else:
                 assert place.spec is not None, f"{name} is nowhere"
@@ -342,9 +342,9 @@ class Builder:
             for used in (slot, *place.views):
                 used.use(len(self._steps))
             if space in self._shared and space not in self._busy:
-                self._steps.append(StoreStep(register, slot))
+                self._steps.append(StoreStep(register, slot, name))
             else:
-                self._steps.append(WriteStep(register, slot))
+                self._steps.append(WriteStep(register, slot, name))
                 self._busy.add(space)
                 self._lasting |= place.views  # the queue reads them some time before the run ends
             self._copy(name, space, cause)

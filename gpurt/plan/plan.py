@@ -12,13 +12,12 @@ import numpy as np
 
 from gpurt.errors import OutOfMemory
 from gpurt.memory.offsets import Lifetime, assign, lower_bound, rounded
+from gpurt.plan.replay import BoundStep, Op, Variant, plain
 from gpurt.plan.steps import DeviceStep, Draft, HostStep, ReadStep, Slot, StoreStep, ViewStep, WriteStep
 from gpurt.plan.usage import Usage
 from gpurt.plan.values import DeviceTensor, Held, Lease, Run, aligned_empty
 from gpurt.provider import Bound, BufferRef, DeviceMemory
 from gpurt.spec import Spec
-
-Op = Callable[[Run, list[Any]], None]
 
 
 class Plan:
@@ -47,6 +46,9 @@ class Plan:
             self.sizes[space] = layout.peak
             roots = {p.slots[space].root()[0] for _, p in draft.outputs if space in p.slots}
             self.yields[space] = sum(rounded(r.nbytes, memory.arena.alignment) for r in roots if r in self._places)
+        self.used = 0  # when it was last asked for, in ticks of the cache that keeps it
+        self.nbytes = sum(self.sizes.values())
+        self._states = 0
         self._pool: list[PlanState] = []
         self._retired = False
         self._lock = threading.Lock()
@@ -82,16 +84,21 @@ class Plan:
             state = self._state(run, env)
         usage = run.usage
         usage.begin(self.sizes, self.lower_bounds)
-        lease = Lease(lambda: run.after(lambda: self._give_back(state, usage)))
+        lease = run.lease(lambda: self._give_back(state, usage))
         try:
             state.execute(run, env, lease)
         finally:
             usage.yielded(self.yields)
 
-    def trim(self) -> None:
-        """Give the memory of states that no run has back to the arenas."""
+    def held(self) -> int:
+        """Bytes of device memory that its states hold."""
+        return self._states * self.nbytes
+
+    def trim(self, keep: int = 0) -> None:
+        """Give the memory of states that no run has back to the arenas, but for the first `keep` of them."""
         with self._lock:
-            idle, self._pool = self._pool, []
+            self._pool, idle = self._pool[:keep], self._pool[keep:]
+            self._states -= len(idle)
         for state in idle:
             state.close()
 
@@ -102,11 +109,16 @@ class Plan:
 
     def _state(self, run: Run, env: Mapping[str, Held]) -> PlanState:
         """A new state; where memory is short, idle states of all plans make room first."""
-        try:
-            return PlanState(self._draft, self._places, self.blocks, self._memories, run, env)
-        except OutOfMemory:
-            run.relieve()
-        return PlanState(self._draft, self._places, self.blocks, self._memories, run, env)
+        with run.span("Session", "bind", {}):
+            try:
+                state = PlanState(self._draft, self._places, self.blocks, self._memories, run, env)
+            except OutOfMemory:
+                run.relieve()
+                state = PlanState(self._draft, self._places, self.blocks, self._memories, run, env)
+        with self._lock:
+            self._states += 1
+        run.grew = True
+        return state
 
     def _give_back(self, state: PlanState, usage: Usage) -> None:
         usage.end(self.sizes, self.yields)
@@ -133,14 +145,17 @@ class PlanState:
         self._memories = memories
         self._blocks: dict[int, list[BufferRef]] = {}
         self._frees: list[weakref.finalize[Any, Any]] = []
-        self._ops: list[Op] = []
+        self._steps: Sequence[BoundStep] = []
+        self._ops: Sequence[Op] = []
+        self._variants: dict[Variant, Sequence[Op]] = {}
         self._mapped: dict[int, np.ndarray] = {}  # arrays, by id, that show device memory to the host
         # Values that bring their own memory: where they are bound, to be set again when the memory is another.
         self._foreign: dict[tuple[str, int], list[tuple[Bound, int, int, int]]] = {}
         self._current: dict[tuple[str, int], BufferRef] = {}
         try:
             self._take(blocks, run)
-            self._ops = self._bind(run, env)
+            self._steps = self._bind(run, env)
+            self._ops = plain(self._steps)
         except BaseException:
             self.close()
             raise
@@ -160,7 +175,8 @@ class PlanState:
 
     def close(self) -> None:
         """Give the blocks back, after the kernels that are bound to them."""
-        self._ops = []
+        self._steps, self._ops = [], []
+        self._variants.clear()
         self._foreign.clear()
         self._current.clear()
         for free in self._frees:
@@ -191,45 +207,38 @@ class PlanState:
         root, _ = slot.root()
         return self._foreign.setdefault((root.name, root.space), []) if root.name else []
 
-    def _bind(self, run: Run, env: Mapping[str, Held]) -> list[Op]:
-        ops: list[Op] = []
-        batch: list[Callable[[Any], None]] = []
-        batch_space = -1
-
-        def flush() -> None:
-            nonlocal batch
-            if batch:
-                ops.append(_launch_all(batch, batch_space))
-                batch = []
-
+    def _bind(self, run: Run, env: Mapping[str, Held]) -> Sequence[BoundStep]:
+        # A proxy: a state that knew itself would be freed only when the garbage collector comes by.
+        ref = partial(PlanState._ref, weakref.proxy(self))
+        steps: list[BoundStep] = []
         for step in self._draft.steps:
             if isinstance(step, DeviceStep):
-                if step.space != batch_space:
-                    flush()
-                    batch_space = step.space
                 assert step.plan.bind is not None, "a plan with operands has something to bind"
                 bound = step.plan.bind([self._ref(s, run, env) for s in step.slots])
-                batch.extend(bound.steps)
+                steps.append((step, bound.steps))
                 for operand, slot in enumerate(step.slots):
                     self._note_foreign(slot).append((bound, operand, slot.root()[1], slot.nbytes))
-                continue
-            flush()
-            if isinstance(step, HostStep):
-                ops.append(_call(step))
+            elif isinstance(step, HostStep):
+                steps.append((step, _call(step)))
             elif isinstance(step, StoreStep):
-                ops.append(_store(step, self._memory(step.slot.space), self._ref(step.slot, run, env)))
+                steps.append((step, _store(step, self._memory(step.slot.space), self._ref(step.slot, run, env))))
             elif isinstance(step, ViewStep):
                 self._note_foreign(step.slot)
-                ops.append(_view(step, partial(self._ref, step.slot), self._mapped))
+                steps.append((step, _view(step, partial(ref, step.slot), self._mapped)))
             elif isinstance(step, WriteStep):
-                ops.append(_write(step, self._memory(step.slot.space), self._ref(step.slot, run, env)))
+                steps.append((step, _write(step, self._ref(step.slot, run, env))))
             elif isinstance(step, ReadStep):
                 self._note_foreign(step.slot)
-                ops.append(_read(step, partial(self._ref, step.slot)))
+                steps.append((step, _read(step, partial(ref, step.slot))))
             else:
-                ops.append(_synchronize(step.space))
-        flush()
-        return ops
+                steps.append((step, _synchronize(step.space)))
+        return steps
+
+    def _variant(self, variant: Variant) -> Sequence[Op]:
+        """The same bound steps, replayed in another way; made when it is first asked for."""
+        if variant not in self._variants:
+            self._variants[variant] = variant(self._steps)
+        return self._variants[variant]
 
     def execute(self, run: Run, env: dict[str, Held], lease: Lease) -> None:
         """Run all steps, then put the plan's outputs into env."""
@@ -244,7 +253,7 @@ class PlanState:
             registers[register] = value
         for name, register in self._draft.entries:
             registers[register] = env[name].on_host(run)
-        for op in self._ops:
+        for op in self._ops if run.variant is None else self._variant(run.variant):
             op(run, registers)
         for name, place in self._draft.outputs:
             if place.entry and place.entry in env:
@@ -264,15 +273,6 @@ class PlanState:
         run.keep(registers)
 
 
-def _launch_all(steps: Sequence[Callable[[Any], None]], space: int) -> Op:
-    def op(run: Run, _: list[Any]) -> None:
-        stream = run.stream(space)
-        for step in steps:
-            step(stream)
-
-    return op
-
-
 def _call(step: HostStep) -> Op:
     call, ins, outs = step.unit.call, step.ins, step.outs
 
@@ -284,12 +284,12 @@ def _call(step: HostStep) -> Op:
     return op
 
 
-def _write(step: WriteStep, memory: DeviceMemory, ref: BufferRef) -> Op:
+def _write(step: WriteStep, ref: BufferRef) -> Op:
     register, space = step.register, step.slot.space
 
     def op(run: Run, registers: list[Any]) -> None:
         array = np.ascontiguousarray(registers[register])
-        run.keep((array, memory.write(ref, array, run.stream(space))))
+        run.keep((array, run.memory(space).write(ref, array, run.stream(space))))
 
     return op
 

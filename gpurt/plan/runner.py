@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from time import perf_counter_ns
 from typing import Any, Protocol
 
 import numpy as np
 
+from gpurt import logs
 from gpurt.partitioner.result import CompiledGraph, ControlItem
 from gpurt.plan.builder import KEYED_ELEMENTS, Builder, Planning
+from gpurt.plan.cache import PlanCache, Point
 from gpurt.plan.plan import Plan
 from gpurt.plan.values import MISSING, Held, Run
 from gpurt.provider import DeviceMemory
 from gpurt.spec import Spec
+
+logger = logs.get(__name__)
 
 
 class Site(Planning, Protocol):
@@ -27,10 +31,11 @@ class Site(Planning, Protocol):
     def devices(self) -> Sequence[str]: ...
 
     @property
-    def plan_cache_size(self) -> int: ...
+    def plans(self) -> PlanCache: ...
 
     @property
-    def lock(self) -> AbstractContextManager[Any]: ...
+    def building(self) -> AbstractContextManager[Any]:
+        """Held while a plan is made, one at a time; runs whose plan exists do not wait for it."""
 
     def runner(self, graph: CompiledGraph) -> GraphRunner:
         """The one runner of a nested graph."""
@@ -49,7 +54,7 @@ class GraphRunner:
         # Control flow takes its inputs from held values, so constants that it reads directly are held from the start.
         direct = {v.name for i in graph.items if isinstance(i, ControlItem) for v in i.node.inputs if v is not None}
         self._constants = {n: a for n, a in graph.constants.items() if n in direct}
-        self._plans: list[OrderedDict[Any, Plan]] = [OrderedDict() for _ in range(len(graph.items) + 1)]
+        self._points: list[Point] = [site.plans.point() for _ in range(len(graph.items) + 1)]
 
     def run(self, run: Run, env: dict[str, Held]) -> list[Held]:
         """Run with the graph's inputs and captures in env; env gains what the plans yield."""
@@ -64,7 +69,8 @@ class GraphRunner:
             if isinstance(item, ControlItem) and not self._can_inline(item, env, run):
                 from gpurt.plan.control import execute
 
-                execute(self._site, item, run, env)
+                with run.span("Node", f"{item.node.name}_kernel_time", _about(item)):
+                    execute(self._site, item, run, env)
                 position += 1
                 if position == len(items):  # outputs that control flow yields need no plan but for reaching the host
                     self._plan(position, env, run).execute(run, env)
@@ -78,8 +84,7 @@ class GraphRunner:
 
     def plans(self) -> list[Plan]:
         """All plans that are kept."""
-        with self._site.lock:
-            return [p for plans in self._plans for p in plans.values()]
+        return [plan for point in self._points for plan in point]
 
     def _can_inline(self, item: ControlItem, env: Mapping[str, Held], run: Run) -> bool:
         if item.node.op_type != "If" or not item.inline:
@@ -111,12 +116,15 @@ class GraphRunner:
                 key.append((spec.shape, spec.dtype.num, where))
             specs[name] = spec
         signature = tuple(key)
-        plans = self._plans[position]
-        with self._site.lock:
-            plan = plans.get(signature)
+        point = self._points[position]
+        plan = point.get(signature)
+        if plan is not None:
+            return plan
+        with self._site.building:
+            plan = point.get(signature)  # another thread may have made it meanwhile
             if plan is not None:
-                plans.move_to_end(signature)
                 return plan
+            start = perf_counter_ns()
             known = {n: _kept(s) for n, s in specs.items()}
             # What the host has is copied into the plan's own memory; what is on a device is used where it is.
             slotted = frozenset(n for n in self.graph.inputs if n in env and env[n].host is not MISSING)
@@ -125,10 +133,28 @@ class GraphRunner:
             draft = builder.build(position, outputs_to_host=self._outputs_to_host)
             plan = Plan(draft, self._site.memories)
             self._site.planned(self.graph, plan)
-            plans[signature] = plan
-            while len(plans) > self._site.plan_cache_size:
-                plans.popitem(last=False)[1].retire()
+            point.add(signature, plan)
+            about = {n: repr(s) for n, s in known.items() if s is not None and n in self.graph.inputs}
+            logger.debug(
+                "planned %s from item %d to %d for %s: %.1f ms, %d steps, %d bytes",
+                self.graph.name, position, plan.end, about, (perf_counter_ns() - start) / 1e6, len(draft.steps),
+                plan.nbytes,
+            )  # fmt: skip
+            if run.trace is not None:
+                args = {"graph": self.graph.name, "inputs": about, "steps": len(draft.steps), "bytes": plan.nbytes}
+                run.trace.host("Session", "plan", start, args)
             return plan
+
+
+def _about(item: ControlItem) -> dict[str, Any]:
+    """A control-flow node as profiles show it."""
+    return {
+        "op_name": item.node.op_type,
+        "provider": "CPUExecutionProvider",
+        "device": "cpu",
+        "input_type_shape": [],
+        "output_type_shape": [],
+    }
 
 
 def _kept(spec: Spec | None) -> Spec | None:

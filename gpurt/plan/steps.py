@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpurt.provider import HostUnit, UnitPlan
+from gpurt.provider import DeviceUnit, HostUnit, UnitPlan
 from gpurt.spec import Spec
 
 
@@ -56,6 +56,8 @@ class DeviceStep:
     space: int
     plan: UnitPlan
     slots: Sequence[Slot]
+    unit: DeviceUnit
+    inputs: Sequence[Spec | None]
 
 
 @dataclass(slots=True)
@@ -64,6 +66,7 @@ class WriteStep:
 
     register: int
     slot: Slot
+    value: str
 
 
 @dataclass(slots=True)
@@ -73,6 +76,7 @@ class ReadStep:
     slot: Slot
     register: int
     spec: Spec
+    value: str
 
 
 @dataclass(slots=True)
@@ -82,6 +86,7 @@ class ViewStep:
     slot: Slot
     register: int
     spec: Spec
+    value: str
 
 
 @dataclass(slots=True)
@@ -90,6 +95,7 @@ class StoreStep:
 
     register: int
     slot: Slot
+    value: str
 
 
 @dataclass(slots=True)

@@ -22,11 +22,21 @@ class Explanation:
         """``version`` 1; ``nodes``, ``removed``, ``copies`` and ``casts`` as lists of dictionaries."""
         return dict(self._data)
 
+    def headline(self) -> str:
+        """All of it in a line: nodes by device, and the operators that a device before theirs has refused."""
+        nodes = self._data["nodes"]
+        counts = Counter(n["device"] for n in nodes)
+        handed_on = Counter(f"{n['op_type']} to {n['device']}" for n in nodes if n["refused"])
+        told = f"{len(nodes)} nodes: " + ", ".join(f"{c} on {d}" for d, c in counts.most_common())
+        told += "; " + ", ".join(f"{len(self._data[what])} {what}" for what in ("removed", "copies", "casts"))
+        if handed_on:
+            most = ", ".join(f"{c} {what}" for what, c in handed_on.most_common(5))
+            told += f"; handed on: {most}" + (f" and {len(handed_on) - 5} more kinds" if len(handed_on) > 5 else "")
+        return told
+
     def __str__(self) -> str:
         nodes, copies, casts = self._data["nodes"], self._data["copies"], self._data["casts"]
-        counts = Counter(n["device"] for n in nodes)
-        lines = [f"{len(nodes)} nodes: " + ", ".join(f"{c} on {d}" for d, c in counts.most_common())]
-        lines[0] += f"; {len(self._data['removed'])} removed, {len(copies)} copies, {len(casts)} casts"
+        lines = [self.headline()]
         width = max((len(n["device"]) for n in nodes), default=0)
         for node in nodes:
             fused = f" (fused: {', '.join(node['fused_from'])})" if node["fused_from"] else ""

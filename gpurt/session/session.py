@@ -6,7 +6,10 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -15,7 +18,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from gpurt import registry
+from gpurt import logs, registry
 from gpurt.autodiff import differentiate
 from gpurt.errors import EPFail, InvalidArgument, ProviderError, Unsupported, suggest
 from gpurt.loader import GraphInput, Views, load
@@ -24,16 +27,21 @@ from gpurt.optimizer.settle import settle
 from gpurt.options import SessionOptions
 from gpurt.partitioner import Assigner, Compiler, Decisions
 from gpurt.partitioner.assign import CONTROL, SHAPE_REASON
+from gpurt.plan.cache import PlanCache
 from gpurt.plan.values import Held, aligned_empty
 from gpurt.provider import HOST, Provider, Unavailable
+from gpurt.run_options import RunOptions
 from gpurt.session.explain import Explanation, explain
 from gpurt.session.feeds import check_feeds
+from gpurt.session.profiling import Profile
 from gpurt.session.site import Evaluator, Site
+from gpurt.session.warmup import Shapes, listed, zeros
 from gpurt.spec import Spec
 
-logger = logging.getLogger(__name__)
+logger = logs.get(__name__)
 
 DEFAULT_PROVIDERS = ("cuda", "opencl", "cpu")
+WORKERS = 4  # threads of run_async; runs beyond that wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +86,20 @@ class InferenceSession:
         options = sess_options if sess_options is not None else SessionOptions()
         if not isinstance(options, SessionOptions):
             raise InvalidArgument(f"sess_options is {options!r}", remedy="Give a gpurt.SessionOptions")
-        _set_severity(options.log_severity_level)
+        self._options = options
+        self._scope = logs.Scope(options.log_severity_level, options.log_verbosity_level, options.logid)
+        self._profile = Profile() if options.enable_profiling else None
+        self._workers: ThreadPoolExecutor | None = None
+        with logs.scope(self._scope):
+            self._create(path_or_bytes, options, providers, provider_options)
+
+    def _create(
+        self,
+        path_or_bytes: str | os.PathLike[str] | bytes | onnx.ModelProto,
+        options: SessionOptions,
+        providers: Sequence[Any] | None,
+        provider_options: Sequence[Mapping[str, Any]] | None,
+    ) -> None:
         _set_threads(options.intra_op_num_threads)
         times = {"start": time.perf_counter()}
         requests = registry.parse(_asked(providers), provider_options)
@@ -104,8 +125,9 @@ class InferenceSession:
         compiler = Compiler(self._providers, owners, groups, self._decisions)
         self._compiled = compiler.compile(Views().graph(loaded.model.graph))
         times["compile"] = time.perf_counter()
+        plans = PlanCache(options.plan_cache_size, options.plan_cache_bytes)
         # A fresh evaluator: the one for folding remembers nodes, and with them weights, that are gone.
-        self._site = Site(self._providers, compiler, Evaluator(host), options.plan_cache_size)
+        self._site = Site(self._providers, compiler, Evaluator(host), plans)
         self._runner = self._site.runner(self._compiled)
         self._inputs: list[GraphInput] = loaded.inputs
         self._outputs: list[GraphInput] = loaded.outputs
@@ -115,16 +137,24 @@ class InferenceSession:
         marks = list(times.items())
         phases = ", ".join(f"{b[0]} {1e3 * (b[1] - a[1]):.1f} ms" for a, b in pairwise(marks))
         logger.info("session created: %s", phases)
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("%s", self.explain().headline())
+        if self._profile is not None:
+            self._profile.created(marks, from_file=isinstance(path_or_bytes, (str, os.PathLike)))
+            weakref.finalize(self, self._profile.close, options.profile_file_prefix)
 
     def run(
-        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: None = None
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Any],
+        run_options: RunOptions | None = None,
     ) -> list[Any]:
         """Run the model and wait for the results.
 
         Args:
             output_names: which outputs, in which order; None for all.
             input_feed: name -> value: NumPy arrays or what NumPy makes arrays of, lists for sequences.
-            run_options: must be None; options for a single run are not supported yet.
+            run_options: see RunOptions.
 
         Returns:
             For each output a NumPy array that the caller owns, a list (sequence), a list of dictionaries (map) or None
@@ -133,9 +163,31 @@ class InferenceSession:
         Raises:
             InvalidArgument: a feed or an output name does not fit the model; says what was expected.
             RuntimeException: a kernel failed; names the node.
+            Terminated: RunOptions.terminate was set.
         """
-        if run_options is not None:
-            raise InvalidArgument("run_options are not supported yet", remedy="Leave them out")
+        if run_options is None:
+            with logs.scope(self._scope):
+                return self._run(output_names, input_feed, None, self._profile)
+        if not isinstance(run_options, RunOptions):
+            raise InvalidArgument(f"run_options is {run_options!r}", remedy="Give a gpurt.RunOptions")
+        spaces = self._site.spaces_of(run_options.arenas_to_shrink())
+        profile = Profile() if run_options.enable_profiling else self._profile
+        with logs.scope(self._scope.of_run(run_options)):
+            try:
+                return self._run(output_names, input_feed, run_options, profile)
+            finally:
+                if spaces:
+                    self._site.trim(spaces)
+                if run_options.enable_profiling and profile is not None:
+                    object.__setattr__(run_options, "profile_file", profile.write(run_options.profile_file_prefix))
+
+    def _run(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Any],
+        options: RunOptions | None,
+        profile: Profile | None,
+    ) -> list[Any]:
         wanted = self._wanted(output_names)
         optional = self._overridable
         feeds = check_feeds(input_feed, self._inputs, optional)
@@ -149,10 +201,81 @@ class InferenceSession:
                 env[info.name] = Held(default.numpy())
             else:
                 env[info.name] = Held(None)
-        with self._site.run() as run:
-            held = self._runner.run(run, env)
-            values = [held[i].on_host(run) for i in wanted]
-        return _owned(values, [*feeds.values(), *self._compiled.constants.values()])
+        site = self._site
+        tracing = nullcontext() if profile is None else profile.trace(site.devices, options)
+        with tracing as trace, site.run(options, trace) as run:
+            with run.span("Session", "SequentialExecutor::Execute", {}):
+                held = self._runner.run(run, env)
+                values = [held[i].on_host(run) for i in wanted]
+            return _owned(values, [*feeds.values(), *self._compiled.constants.values()])
+
+    def run_async(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Any],
+        callback: Callable[[list[Any], Any, str], None],
+        user_data: Any = None,
+        run_options: RunOptions | None = None,
+    ) -> None:
+        """Run the model on a worker thread, and call ``callback(results, user_data, error)`` there.
+
+        The arguments are those of run; arrays must stay untouched until the callback. ``error`` is "" and the results
+        are those of run, or it is the message of what run raised, and the results are [].
+        """
+        if not callable(callback):
+            raise InvalidArgument(f"callback is {callback!r}", remedy="Give callback(results, user_data, error)")
+
+        def work() -> None:
+            results, error = [], ""
+            try:
+                results = self.run(output_names, input_feed, run_options)
+            except Exception as e:  # noqa: BLE001 - whatever run raises is the callback's to know
+                error = str(e) or type(e).__name__
+            try:
+                callback(results, user_data, error)
+            except Exception as e:
+                logger.error("the callback of run_async failed: %s: %s", type(e).__name__, e, exc_info=e)
+
+        with self._site.lock:
+            if self._workers is None:
+                self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="gpurt")
+        self._workers.submit(work)
+
+    def warmup(self, shapes: Shapes | Sequence[Shapes]) -> list[float]:
+        """Make the plans and build the kernels for shapes before data comes, by running the model on zeros.
+
+        Args:
+            shapes: input name -> shape, or a list of such mappings. In place of a shape there may be an array, which is
+                needed where an input's content decides shapes. Inputs with fixed shapes may be left out.
+
+        Returns:
+            Seconds for each mapping.
+
+        Raises InvalidArgument for unknown inputs and missing shapes, and what run raises.
+        """
+        times = []
+        for entry in listed(shapes):
+            feeds = zeros(entry, self._inputs, self._overridable)
+            start = time.perf_counter()
+            self.run(None, feeds)
+            times.append(time.perf_counter() - start)
+        if len(times) > self._options.plan_cache_size:
+            logger.warning(
+                "%d shapes were warmed up, plan_cache_size keeps %d", len(times), self._options.plan_cache_size
+            )
+        return times
+
+    def end_profiling(self) -> str:
+        """Write the profile and return its file's name; "" if SessionOptions.enable_profiling was not set."""
+        profile, self._profile = self._profile, None
+        if profile is None:
+            logger.warning("end_profiling: the session has no profile; set SessionOptions.enable_profiling")
+            return ""
+        return profile.close(self._options.profile_file_prefix)
+
+    def get_profiling_start_time_ns(self) -> int:
+        """When the profile began, in nanoseconds since 1970; 0 if there is none."""
+        return 0 if self._profile is None else self._profile.start_time_ns
 
     def get_inputs(self) -> list[NodeArg]:
         """What has to be fed."""
@@ -180,7 +303,7 @@ class InferenceSession:
 
     def explain(self) -> Explanation:
         """Who runs each node and who refused it why, every copy and cast; bytes are known once a shape was seen."""
-        seen = [c for plan in dict.fromkeys(self._site.latest.values()) for c in plan.copies]
+        seen = list(self._site.copies.values())
         return explain(self._compiled, self._providers, self._decisions, seen, self._site.replaced())
 
     def memory(self) -> dict[str, dict[str, int]]:
@@ -296,12 +419,6 @@ def _check_strict(model: ir.Model, owners: Mapping[str, int], host: int, decisio
             op=node.op_type,
             remedy='Add "cpu" to the providers, or leave strict off',
         )
-
-
-def _set_severity(level: int) -> None:
-    levels = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
-    if level >= 0:
-        logging.getLogger("gpurt").setLevel(levels[min(level, 4)])
 
 
 def _set_threads(count: int) -> None:

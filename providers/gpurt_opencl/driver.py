@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyopencl as cl
 from gpurt.device import DeviceInfo, TensorArg
 from gpurt.errors import EPFail
 from gpurt.provider import BufferRef
+from gpurt_opencl.timer import OpenCLTimer
 
 logger = logging.getLogger("gpurt.opencl")
 
@@ -89,12 +90,13 @@ class OpenCLDriver:
             return None
         return cl.enqueue_copy(stream, dst, src.buffer, src_offset=src.offset, is_blocking=False)
 
-    def copy(self, dst: BufferRef, src: BufferRef, nbytes: int, stream: cl.CommandQueue) -> None:
+    def copy(self, dst: BufferRef, src: BufferRef, nbytes: int, stream: cl.CommandQueue) -> cl.Event | None:
         """Enqueue a copy within the device."""
-        if nbytes:
-            cl.enqueue_copy(
-                stream, dst.buffer, src.buffer, byte_count=nbytes, src_offset=src.offset, dst_offset=dst.offset
-            )
+        if not nbytes:
+            return None
+        return cl.enqueue_copy(
+            stream, dst.buffer, src.buffer, byte_count=nbytes, src_offset=src.offset, dst_offset=dst.offset
+        )
 
     def build(self, source: str, name: str) -> cl.Program:
         """Compile for this device. Raises EPFail with the compiler's log."""
@@ -133,6 +135,15 @@ class OpenCLDriver:
         """Wait for the queue."""
         stream.finish()
 
+    def mark(self, stream: cl.CommandQueue) -> Callable[[], None]:
+        """A function that waits for what is on the queue by now."""
+        wait: Callable[[], None] = cl.enqueue_marker(stream).wait
+        return wait
+
+    def timer(self) -> OpenCLTimer:
+        """A queue whose work is timed."""
+        return OpenCLTimer(self.context)
+
     def close(self) -> None:
         """Nothing: the context goes with its last buffer."""
 
@@ -170,8 +181,20 @@ class OpenCLLauncher:
         self._kernel.set_arg(slot, arg.ref.buffer)
         self._kernel.set_arg(slot + 1, np.int64(arg.ref.offset // arg.itemsize))
 
-    def __call__(self, stream: cl.CommandQueue) -> None:
-        cl.enqueue_nd_range_kernel(stream, self._kernel, self._global, self._local)
+    @property
+    def block(self) -> tuple[int, int, int]:
+        """Items of a group along three axes."""
+        x, y, z, *_ = (*self._local, 1, 1)
+        return x, y, z
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Groups along three axes."""
+        x, y, z, *_ = (*(n // b for n, b in zip(self._global, self._local, strict=True)), 1, 1)
+        return x, y, z
+
+    def __call__(self, stream: cl.CommandQueue) -> cl.Event:
+        return cl.enqueue_nd_range_kernel(stream, self._kernel, self._global, self._local)
 
 
 def sub_device(device: cl.Device, threads: int) -> cl.Device:

@@ -73,6 +73,11 @@ class OpenCLProvider(DeviceProvider):
         _not_forked()
         super().synchronize(stream)
 
+    def timer(self) -> Any:
+        """See DeviceMemory."""
+        _not_forked()
+        return super().timer()
+
 
 def _not_forked() -> None:
     if discovery.forked():
