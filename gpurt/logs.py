@@ -38,6 +38,10 @@ class Scope:
     verbosity: int = 0
     name: str = ""
 
+    def __bool__(self) -> bool:
+        """Whether it changes anything."""
+        return self.severity >= 0 or bool(self.name)
+
     @property
     def level(self) -> int:
         """The least of Python's levels that is shown; -1 leaves it to the logger."""

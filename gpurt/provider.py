@@ -95,11 +95,15 @@ class SupportInfo:
 
 @dataclass(frozen=True, slots=True)
 class BufferRef:
-    """A range of device memory: the driver's buffer, and offset and length in bytes."""
+    """A range of device memory: the driver's buffer, and offset and length in bytes.
+
+    Whoever keeps the reference keeps `owner`, if there is one, and with it the memory.
+    """
 
     buffer: Any
     offset: int
     nbytes: int
+    owner: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -321,7 +325,10 @@ class DeviceMemory(ABC):
 
     @abstractmethod
     def constant(self, array: np.ndarray) -> BufferRef:
-        """Device memory that holds this content, shared with everyone who asks for the same content."""
+        """Device memory that holds this content, shared with everyone who asks for the same content.
+
+        The caller keeps the reference for as long as the memory is used; then it may be freed.
+        """
 
     def view(self, ref: BufferRef) -> np.ndarray:
         """Where shares_host: the bytes of the memory, as the host sees them, uint8 of shape [ref.nbytes].

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 
@@ -40,6 +40,10 @@ MEMORY_OPTIONS: Mapping[str, str] = {
     "share_arena": "True: one arena for all sessions on the device that say so, with the same options",
     "kernel_class": "auto (default: by device), gpu or cpu: which variants of the kernels run",
 }
+
+
+MOST_PROGRAMS: Final = 1024
+"""Programs that a provider keeps for plans to come, whether or not a plan uses them; the oldest goes first."""
 
 
 class DeviceProvider(Provider, DeviceMemory):
@@ -110,6 +114,8 @@ class DeviceProvider(Provider, DeviceMemory):
                 program = self._programs.get(key)
                 if program is None:
                     program = self._programs[key] = self.driver.build(text, name)
+                    if len(self._programs) > MOST_PROGRAMS:  # plans keep what they use
+                        del self._programs[next(iter(self._programs))]
         return program
 
     def stream(self) -> Any:

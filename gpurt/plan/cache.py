@@ -52,13 +52,13 @@ class PlanCache:
             plan.used = next(self._clock)
             point.by_signature[signature] = plan
             while len(point.by_signature) > self.most:
-                point.by_signature.popitem(last=False)[1].retire()
-            self._trim(plan.nbytes)
+                self._let_go(point.by_signature.popitem(last=False)[1], plan)
+            self._trim(plan)
 
     def trim(self) -> None:
         """Let go of plans until the limit on bytes is kept: runs of several threads need more memory than one."""
         with self._lock:
-            self._trim(0)
+            self._trim(None)
 
     def release(self) -> None:
         """Let go of all device memory of plans that is idle; the plans stay, and take memory anew when they run."""
@@ -67,7 +67,12 @@ class PlanCache:
                 for plan in point.by_signature.values():
                     plan.trim()
 
-    def _trim(self, coming: int) -> None:
+    def _let_go(self, plan: Plan, heir: Plan | None) -> None:
+        if heir is not None:
+            heir.inherit(plan)
+        plan.retire()
+
+    def _trim(self, coming: Plan | None) -> None:
         if not self.nbytes:
             return
         oldest = sorted(
@@ -78,13 +83,13 @@ class PlanCache:
             ),
             key=lambda entry: entry[0],
         )
-        held = sum(plan.held() for *_, plan in oldest) + coming
+        held = sum(plan.held() for *_, plan in oldest) + (coming.nbytes if coming else 0)
         for _, point, signature, plan in oldest[:-1]:
             if held <= self.nbytes:
                 return
             held -= plan.held()
             del point.by_signature[signature]
-            plan.retire()
+            self._let_go(plan, coming)
         if held > self.nbytes and oldest:
             oldest[-1][-1].trim(1)  # it is the only plan left: what several threads needed goes
 

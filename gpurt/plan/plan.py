@@ -19,6 +19,9 @@ from gpurt.plan.values import DeviceTensor, Held, Lease, Run, aligned_empty
 from gpurt.provider import Bound, BufferRef, DeviceMemory
 from gpurt.spec import Spec
 
+Constants = dict[tuple[int, int], BufferRef]
+"""Constants that a plan holds on its devices, by space and id of the array, which the plan's slots keep."""
+
 
 class Plan:
     """Immutable: steps, slots with offsets, blocks by space."""
@@ -49,9 +52,12 @@ class Plan:
         self.used = 0  # when it was last asked for, in ticks of the cache that keeps it
         self.nbytes = sum(self.sizes.values())
         self._states = 0
+        self._constants: Constants = {}
+        self._inherited: list[Constants] = []
         self._pool: list[PlanState] = []
         self._retired = False
-        self._lock = threading.Lock()
+        # The last reader of what a plan yielded may be the garbage collector's, in the midst of a call on this plan.
+        self._lock = threading.RLock()
 
     def _merge_in_place(self) -> None:
         """Let outputs take the memory of inputs that nobody reads later, where the unit allows it."""
@@ -102,6 +108,10 @@ class Plan:
         for state in idle:
             state.close()
 
+    def inherit(self, other: Plan) -> None:
+        """Keep the constants of a plan that is let go until this one has those that it uses, too."""
+        self._inherited.append(other._constants)
+
     def retire(self) -> None:
         """Keep no memory from now on: what runs still have is given back when they end."""
         self._retired = True
@@ -111,10 +121,11 @@ class Plan:
         """A new state; where memory is short, idle states of all plans make room first."""
         with run.span("Session", "bind", {}):
             try:
-                state = PlanState(self._draft, self._places, self.blocks, self._memories, run, env)
+                state = PlanState(self._draft, self._places, self.blocks, self._memories, self._constants, run, env)
             except OutOfMemory:
                 run.relieve()
-                state = PlanState(self._draft, self._places, self.blocks, self._memories, run, env)
+                state = PlanState(self._draft, self._places, self.blocks, self._memories, self._constants, run, env)
+        self._inherited.clear()
         with self._lock:
             self._states += 1
         run.grew = True
@@ -137,12 +148,14 @@ class PlanState:
         places: Mapping[Slot, tuple[int, int]],
         blocks: Mapping[int, Sequence[int]],
         memories: Sequence[DeviceMemory | None],
+        constants: Constants,
         run: Run,
         env: Mapping[str, Held],
     ) -> None:
         self._draft = draft
         self._places = places
         self._memories = memories
+        self._constants = constants
         self._blocks: dict[int, list[BufferRef]] = {}
         self._frees: list[weakref.finalize[Any, Any]] = []
         self._steps: Sequence[BoundStep] = []
@@ -190,7 +203,10 @@ class PlanState:
     def _ref(self, slot: Slot, run: Run, env: Mapping[str, Held]) -> BufferRef:
         root, shift = slot.root()
         if root.bound is not None:
-            base = self._memory(root.space).constant(root.bound)
+            place = (root.space, id(root.bound))
+            if place not in self._constants:
+                self._constants[place] = self._memory(root.space).constant(root.bound)
+            base = self._constants[place]
         elif root.name:
             key = (root.name, root.space)
             if key not in self._current:

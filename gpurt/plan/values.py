@@ -77,7 +77,8 @@ class Run:
         self.relieve = relieve  # frees device memory that nobody needs now
         self._streams = streams
         self._pace: dict[int, tuple[int, list[Callable[[], None]]]] = {}
-        self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
+        self._leases: list[weakref.ref[Lease]] = []
+        self._sweep = 64  # number of leases at which those that have gone are forgotten
         self._after: list[Callable[[], None]] = []
         self._keep: list[Any] = []
         self._finished = False
@@ -127,13 +128,18 @@ class Run:
     def lease(self, give_back: Callable[[], None]) -> Lease:
         """A lease whose memory comes back once the queues are empty."""
         made = Lease(lambda: self.after(give_back))
-        self._leases.add(made)
+        self._leases.append(weakref.ref(made))
+        if len(self._leases) >= self._sweep:  # a loop makes some in every turn
+            self._leases = [known for known in self._leases if known() is not None]
+            self._sweep = 2 * len(self._leases) + 64
         return made
 
     def abandon(self) -> None:
         """Give all leased memory back: the run has failed, and only the error's traceback still knows of it."""
-        for lease in list(self._leases):
-            lease.release()
+        for known in self._leases:
+            lease = known()
+            if lease is not None:
+                lease.release()
 
     def keep(self, value: Any) -> None:
         """Keep a host array alive until the run ends: a queue may still read it."""

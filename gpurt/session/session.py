@@ -166,7 +166,7 @@ class InferenceSession:
             Terminated: RunOptions.terminate was set.
         """
         if run_options is None:
-            with logs.scope(self._scope):
+            with logs.scope(self._scope) if self._scope else nullcontext():
                 return self._run(output_names, input_feed, None, self._profile)
         if not isinstance(run_options, RunOptions):
             raise InvalidArgument(f"run_options is {run_options!r}", remedy="Give a gpurt.RunOptions")
