@@ -22,6 +22,7 @@ class PlanCache:
     def __init__(self, most: int, nbytes: int) -> None:
         self.most = most
         self.nbytes = nbytes
+        self.crowded = False  # whether more is held than allowed, because runs were using it when that was looked at
         self._points: list[Point] = []
         self._clock = count()
         self._lock = threading.Lock()
@@ -84,6 +85,7 @@ class PlanCache:
             key=lambda entry: entry[0],
         )
         held = sum(plan.held() for *_, plan in oldest) + (coming.nbytes if coming else 0)
+        self.crowded = False
         for _, point, signature, plan in oldest[:-1]:
             if held <= self.nbytes:
                 return
@@ -91,7 +93,9 @@ class PlanCache:
             del point.by_signature[signature]
             self._let_go(plan, coming)
         if held > self.nbytes and oldest:
-            oldest[-1][-1].trim(1)  # it is the only plan left: what several threads needed goes
+            plan = oldest[-1][-1]
+            plan.trim(1)  # it is the only plan left: what several threads needed goes
+            self.crowded = plan.held() > max(self.nbytes, plan.nbytes)
 
 
 class Point:

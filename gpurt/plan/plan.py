@@ -14,7 +14,6 @@ from gpurt.errors import OutOfMemory
 from gpurt.memory.offsets import Lifetime, assign, lower_bound, rounded
 from gpurt.plan.replay import BoundStep, Op, Variant, plain
 from gpurt.plan.steps import DeviceStep, Draft, HostStep, ReadStep, Slot, StoreStep, ViewStep, WriteStep
-from gpurt.plan.usage import Usage
 from gpurt.plan.values import DeviceTensor, Held, Lease, Run, aligned_empty
 from gpurt.provider import Bound, BufferRef, DeviceMemory
 from gpurt.spec import Spec
@@ -49,6 +48,7 @@ class Plan:
             self.sizes[space] = layout.peak
             roots = {p.slots[space].root()[0] for _, p in draft.outputs if space in p.slots}
             self.yields[space] = sum(rounded(r.nbytes, memory.arena.alignment) for r in roots if r in self._places)
+        self._stores = {s.slot.space for s in draft.steps if isinstance(s, StoreStep)}
         self.used = 0  # when it was last asked for, in ticks of the cache that keeps it
         self.nbytes = sum(self.sizes.values())
         self._states = 0
@@ -84,17 +84,18 @@ class Plan:
 
     def execute(self, run: Run, env: dict[str, Held]) -> None:
         """Replay over the held values of env; what later steps need is put back into it."""
-        with self._lock:
-            state = self._pool.pop() if self._pool else None
+        state = self._used_before(run)
+        if state is None:
+            with self._lock:
+                state = self._pool.pop() if self._pool else None
         if state is None:
             state = self._state(run, env)
-        usage = run.usage
-        usage.begin(self.sizes, self.lower_bounds)
-        lease = run.lease(lambda: self._give_back(state, usage))
+        run.usage.begin(self.sizes, self.lower_bounds)
+        lease = run.lease(lambda: self._give_back(state, run))
         try:
             state.execute(run, env, lease)
         finally:
-            usage.yielded(self.yields)
+            run.usage.yielded(self.yields)
 
     def held(self) -> int:
         """Bytes of device memory that its states hold."""
@@ -131,8 +132,25 @@ class Plan:
         run.grew = True
         return state
 
-    def _give_back(self, state: PlanState, usage: Usage) -> None:
-        usage.end(self.sizes, self.yields)
+    def _used_before(self, run: Run) -> PlanState | None:
+        """A state that this run has had, for its next turn: what it enqueues now comes after all that used it."""
+        idle = run.idle.get(self)
+        if not idle:
+            return None
+        for space in self._stores:
+            run.synchronize(space)  # the host is about to write where kernels of the last turn may still read
+        state: PlanState = idle.pop()
+        return state
+
+    def _give_back(self, state: PlanState, run: Run) -> None:
+        run.usage.end(self.sizes, self.yields)
+        if run.finished:
+            self.pool(state)
+        else:
+            run.idle.setdefault(self, []).append(state)
+
+    def pool(self, state: PlanState) -> None:
+        """Take a state back whose queues are empty."""
         with self._lock:
             self._pool.append(state)
         if self._retired:

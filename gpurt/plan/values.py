@@ -16,6 +16,7 @@ from gpurt.run_options import RunOptions
 from gpurt.spec import Spec
 
 if TYPE_CHECKING:
+    from gpurt.plan.plan import Plan, PlanState
     from gpurt.plan.replay import Variant
     from gpurt.plan.trace import Trace
 
@@ -81,7 +82,8 @@ class Run:
         self._sweep = 64  # number of leases at which those that have gone are forgotten
         self._after: list[Callable[[], None]] = []
         self._keep: list[Any] = []
-        self._finished = False
+        self.finished = False
+        self.idle: dict[Plan, list[PlanState]] = {}  # states that nobody reads any more, for this run's next turns
         self.usage = Usage()
 
     def memory(self, space: int) -> DeviceMemory:
@@ -101,6 +103,8 @@ class Run:
         """Wait for this run's queue on a space."""
         if space in self._streams:
             self.memory(space).synchronize(self._streams[space])
+            if len(self._streams) == 1:
+                self._keep.clear()
 
     def span(self, category: str, name: str, args: Mapping[str, Any]) -> AbstractContextManager[None]:
         """Something that a traced run writes down."""
@@ -126,8 +130,8 @@ class Run:
         self._pace[space] = (0, marks)
 
     def lease(self, give_back: Callable[[], None]) -> Lease:
-        """A lease whose memory comes back once the queues are empty."""
-        made = Lease(lambda: self.after(give_back))
+        """A lease that this run's failure ends, too; give_back is called at once, when queues may still be at work."""
+        made = Lease(give_back)
         self._leases.append(weakref.ref(made))
         if len(self._leases) >= self._sweep:  # a loop makes some in every turn
             self._leases = [known for known in self._leases if known() is not None]
@@ -142,12 +146,13 @@ class Run:
                 lease.release()
 
     def keep(self, value: Any) -> None:
-        """Keep a host array alive until the run ends: a queue may still read it."""
-        self._keep.append(value)
+        """Keep a host array alive until the queues are empty: they may still read it."""
+        if self._streams:
+            self._keep.append(value)
 
     def after(self, action: Callable[[], None]) -> None:
         """Do something once all queues are empty: at the end of the run, or now if it has ended."""
-        if self._finished:
+        if self.finished:
             action()
         else:
             self._after.append(action)
@@ -157,7 +162,11 @@ class Run:
         for space in list(self._streams):
             self.synchronize(space)
         self._keep.clear()
-        self._finished = True
+        self.finished = True
+        while self.idle:
+            plan, states = self.idle.popitem()
+            for state in states:
+                plan.pool(state)
         while self._after:
             self._after.pop()()
 
@@ -199,7 +208,7 @@ class Held:
                 memory.view(ref)[: array.nbytes] = array.reshape(-1).view(np.uint8)
             else:
                 run.keep((array, memory.write(ref, array, run.stream(space))))
-            lease = run.lease(lambda: memory.arena.free(ref))
+            lease = run.lease(lambda: run.after(lambda: memory.arena.free(ref)))
             tensor = self.tensors[space] = DeviceTensor(ref, lease)
         return tensor.ref
 

@@ -142,7 +142,7 @@ class Site:
             if streams is not None:
                 with self.lock:
                     self._idle.append(streams)
-            if run.grew:
+            if run.grew or self.plans.crowded:
                 self.plans.trim()
 
     def memory(self) -> dict[str, dict[str, int]]:

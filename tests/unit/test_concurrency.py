@@ -138,6 +138,31 @@ def test_states_that_only_threads_needed_go_when_the_limit_says_so(sim):
         t.join()
     assert plan.nbytes < 40_000 < 4 * plan.nbytes
     assert s._site.plans.held() == plan.nbytes * len(plan._pool) <= 40_000
+    assert not s._site.plans.crowded
+
+
+@pytest.mark.parametrize("turns", [3, 200])
+def test_the_turns_of_a_loop_share_memory(sim, turns):
+    body = helper.make_graph(
+        [n("Identity", ["c"], ["c2"]), n("Add", ["v", "one"], ["a"]), n("Erf", ["a"], ["e"]),
+         n("Mul", ["e", "a"], ["v2"])],
+        "body",
+        [helper.make_tensor_value_info("i", TensorProto.INT64, []),
+         helper.make_tensor_value_info("c", TensorProto.BOOL, []), helper.make_tensor_value_info("v", F16, [64])],
+        [helper.make_tensor_value_info("c2", TensorProto.BOOL, []), helper.make_tensor_value_info("v2", F16, [64])],
+    )  # fmt: skip
+    loop = make_model(
+        [n("Loop", ["m", "", "x"], ["y"], "loop", body=body)],
+        {"m": (TensorProto.INT64, []), "x": (F16, [64])}, ["y"], {"one": np.ones(64, np.float16)},
+    )  # fmt: skip
+    s = gpurt.InferenceSession(loop, providers=[sim, "cpu"])
+    x = np.linspace(-1, 1, 64).astype(np.float16)
+    want = gpurt.InferenceSession(loop, providers=["cpu"]).run(None, {"m": np.array(turns), "x": x})[0]
+    for _ in range(2):
+        np.testing.assert_allclose(s.run(None, {"m": np.array(turns), "x": x})[0], want, rtol=2e-2, atol=1e-3)
+    used = s.memory()["sim:0"]
+    assert used["allocations_last_run"] == 0
+    assert used["planned_peak"] <= 2 * max(used["lower_bound"], 1024)
 
 
 def test_runs_do_not_wait_for_a_plan_that_another_thread_makes(sim, monkeypatch):
