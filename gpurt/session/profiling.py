@@ -60,7 +60,7 @@ class Profile:
         self._add([Event("Session", name, thread, int(1e9 * a), int(1e9 * b), {}) for name, a, b in spans])
 
     @contextmanager
-    def trace(self, devices: Sequence[str], options: RunOptions | None) -> Iterator[Trace]:
+    def trace(self, devices: Sequence[str], options: RunOptions) -> Iterator[Trace]:
         """The trace of a run, on queues of its own; when the run has ended, its events belong to the profile."""
         with self._lock:
             if not self._idle:
@@ -75,7 +75,7 @@ class Profile:
         try:
             yield trace
         finally:
-            tag = {} if options is None or not options.logid else {"run_tag": options.logid}
+            tag = {"run_tag": options.logid} if options.logid else {}
             trace.host("Session", "model_run", start, tag)
             trace.settle()
             self._add(trace.events)

@@ -28,6 +28,7 @@ from gpurt.options import SessionOptions
 from gpurt.partitioner import Assigner, Compiler, Decisions
 from gpurt.partitioner.assign import CONTROL, SHAPE_REASON
 from gpurt.plan.cache import PlanCache
+from gpurt.plan.trace import Trace
 from gpurt.plan.values import Held, aligned_empty
 from gpurt.provider import HOST, Provider, Unavailable
 from gpurt.run_options import RunOptions
@@ -165,28 +166,32 @@ class InferenceSession:
             RuntimeException: a kernel failed; names the node.
             Terminated: RunOptions.terminate was set.
         """
-        if run_options is None:
-            with logs.scope(self._scope) if self._scope else nullcontext():
-                return self._run(output_names, input_feed, None, self._profile)
-        if not isinstance(run_options, RunOptions):
+        if run_options is None and self._profile is None and not self._scope:
+            return self._run(output_names, input_feed)
+        options = run_options if run_options is not None else RunOptions()
+        if not isinstance(options, RunOptions):
             raise InvalidArgument(f"run_options is {run_options!r}", remedy="Give a gpurt.RunOptions")
-        spaces = self._site.spaces_of(run_options.arenas_to_shrink())
-        profile = Profile() if run_options.enable_profiling else self._profile
-        with logs.scope(self._scope.of_run(run_options)):
+        site, spaces = self._site, self._site.spaces_of(options.arenas_to_shrink())
+        profile = Profile() if options.enable_profiling else self._profile
+        tracing = nullcontext() if profile is None else profile.trace(site.devices, options)
+        with logs.scope(self._scope.of_run(options)):
+            start = time.perf_counter()
             try:
-                return self._run(output_names, input_feed, run_options, profile)
+                with tracing as trace:
+                    return self._run(output_names, input_feed, run_options, trace)
             finally:
+                logger.verbose(1, "run of %.3f ms", 1e3 * (time.perf_counter() - start))
                 if spaces:
-                    self._site.trim(spaces)
-                if run_options.enable_profiling and profile is not None:
-                    object.__setattr__(run_options, "profile_file", profile.write(run_options.profile_file_prefix))
+                    site.trim(spaces)
+                if options.enable_profiling and profile is not None:
+                    object.__setattr__(options, "profile_file", profile.write(options.profile_file_prefix))
 
     def _run(
         self,
         output_names: Sequence[str] | None,
         input_feed: Mapping[str, Any],
-        options: RunOptions | None,
-        profile: Profile | None,
+        options: RunOptions | None = None,
+        trace: Trace | None = None,
     ) -> list[Any]:
         wanted = self._wanted(output_names)
         optional = self._overridable
@@ -201,9 +206,7 @@ class InferenceSession:
                 env[info.name] = Held(default.numpy())
             else:
                 env[info.name] = Held(None)
-        site = self._site
-        tracing = nullcontext() if profile is None else profile.trace(site.devices, options)
-        with tracing as trace, site.run(options, trace) as run:
+        with self._site.run(options, trace) as run:
             with run.span("Session", "SequentialExecutor::Execute", {}):
                 held = self._runner.run(run, env)
                 values = [held[i].on_host(run) for i in wanted]

@@ -142,7 +142,7 @@ class OpenCLDriver:
 
     def timer(self) -> OpenCLTimer:
         """A queue whose work is timed."""
-        return OpenCLTimer(self.context)
+        return OpenCLTimer(self.context, self.device)
 
     def close(self) -> None:
         """Nothing: the context goes with its last buffer."""

@@ -16,10 +16,11 @@ class OpenCLTimer:
 
     Args:
         context: the device's context.
+        device: the device, which may be a part of the one that PoCL would take.
     """
 
-    def __init__(self, context: cl.Context) -> None:
-        self.stream = cl.CommandQueue(context, properties=cl.command_queue_properties.PROFILING_ENABLE)
+    def __init__(self, context: cl.Context, device: cl.Device) -> None:
+        self.stream = cl.CommandQueue(context, device, cl.command_queue_properties.PROFILING_ENABLE)
         self._shift = 0  # from the device's clock to the host's, in nanoseconds
 
     def align(self) -> None:

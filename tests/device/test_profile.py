@@ -94,6 +94,23 @@ def test_kernels_are_no_longer_than_the_run_that_they_explain(traced) -> None:
     assert summary.operators[0].calls == 30
 
 
+def test_onnx_runtimes_own_tool_reads_it(traced) -> None:
+    tool = pytest.importorskip("onnxruntime.transformers.profile_result_processor", reason="needs onnxruntime's tools")
+    lines = tool.parse_kernel_results(traced[0])
+    assert any("MatMul" in line for line in lines)
+    assert any("OpenCL" in line for line in tool.group_node_results(traced[0]))
+
+
+def test_a_device_that_is_a_part_of_another_is_timed(tmp_path) -> None:
+    options = gpurt.SessionOptions(
+        intra_op_num_threads=1, enable_profiling=True, profile_file_prefix=str(tmp_path / "p")
+    )
+    s = gpurt.InferenceSession(chain(), options, providers=["opencl", "cpu"])
+    s.run(None, {"h0": np.zeros((4, 512), np.float32)})
+    events = json.loads(Path(s.end_profiling()).read_text())
+    assert sum(e["cat"] == "Kernel" for e in events) >= 7
+
+
 def test_terminate_acts_between_kernels(traced) -> None:
     _, x = traced
     s = gpurt.InferenceSession(chain(), providers=["opencl", "cpu"])

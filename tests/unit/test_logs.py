@@ -78,6 +78,14 @@ def test_a_run_has_a_severity_of_its_own(caplog):
     assert not caplog.records
 
 
+def test_the_time_of_each_run_is_a_detail(caplog):
+    s = session(log_severity_level=0, log_verbosity_level=1)
+    s.run(None, {"x": X})
+    caplog.clear()
+    s.run(None, {"x": X})
+    assert [r.getMessage()[:7] for r in caplog.records] == ["run of "]
+
+
 def test_the_default_severity(caplog):
     gpurt.set_default_logger_severity(1)
     session()
