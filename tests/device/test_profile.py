@@ -91,7 +91,7 @@ def test_kernels_are_no_longer_than_the_run_that_they_explain(traced) -> None:
     explained = summary.kernel_us + summary.copy_us + summary.host_us
     assert 0.5 * sum(summary.run_us) < explained <= 1.02 * sum(summary.run_us)
     assert summary.operators[0].key == "MatMul"
-    assert summary.operators[0].calls == 30
+    assert sum(r.calls for r in summary.operators if r.key.startswith("MatMul")) == 30  # the last one with Tanh, or not
 
 
 def test_onnx_runtimes_own_tool_reads_it(traced) -> None:
@@ -108,7 +108,7 @@ def test_a_device_that_is_a_part_of_another_is_timed(tmp_path) -> None:
     s = gpurt.InferenceSession(chain(), options, providers=["opencl", "cpu"])
     s.run(None, {"h0": np.zeros((4, 512), np.float32)})
     events = json.loads(Path(s.end_profiling()).read_text())
-    assert sum(e["cat"] == "Kernel" for e in events) >= 7
+    assert sum(e["cat"] == "Kernel" for e in events) >= 6
 
 
 def test_terminate_acts_between_kernels(traced) -> None:
