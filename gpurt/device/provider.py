@@ -7,10 +7,12 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
+from time import perf_counter_ns
 from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 
+from gpurt import logs
 from gpurt.device.driver import DeviceInfo, Driver, SharingDriver, TimingDriver
 from gpurt.device.fusion import groups
 from gpurt.device.handed_on import HANDED_ON
@@ -41,6 +43,8 @@ MEMORY_OPTIONS: Mapping[str, str] = {
     "kernel_class": "auto (default: by device), gpu or cpu: which variants of the kernels run",
 }
 
+
+logger = logs.get(__name__)
 
 MOST_PROGRAMS: Final = 1024
 """Programs that a provider keeps for plans to come, whether or not a plan uses them; the oldest goes first."""
@@ -113,7 +117,11 @@ class DeviceProvider(Provider, DeviceMemory):
             with self._build_lock:
                 program = self._programs.get(key)
                 if program is None:
+                    start = perf_counter_ns()
                     program = self._programs[key] = self.driver.build(text, name)
+                    logger.debug(
+                        "%s: kernel for %s built, %.1f ms", self.device, name, (perf_counter_ns() - start) / 1e6
+                    )
                     if len(self._programs) > MOST_PROGRAMS:  # plans keep what they use
                         del self._programs[next(iter(self._programs))]
         return program

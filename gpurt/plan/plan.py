@@ -124,7 +124,7 @@ class Plan:
             try:
                 state = PlanState(self._draft, self._places, self.blocks, self._memories, self._constants, run, env)
             except OutOfMemory:
-                run.relieve()
+                run.make_room()
                 state = PlanState(self._draft, self._places, self.blocks, self._memories, self._constants, run, env)
         self._inherited.clear()
         with self._lock:

@@ -157,12 +157,24 @@ class Run:
         else:
             self._after.append(action)
 
+    def make_room(self) -> None:
+        """Wait, and free all device memory that nobody needs now: what this run has done with, and what others hold."""
+        self._wait()
+        self._drain()
+        self.relieve()
+
     def finish(self) -> None:
         """Wait for all queues, then give back what was deferred."""
+        self._wait()
+        self.finished = True
+        self._drain()
+
+    def _wait(self) -> None:
         for space in list(self._streams):
             self.synchronize(space)
         self._keep.clear()
-        self.finished = True
+
+    def _drain(self) -> None:
         while self.idle:
             plan, states = self.idle.popitem()
             for state in states:
@@ -201,7 +213,7 @@ class Held:
             try:
                 ref = memory.arena.alloc(array.nbytes)
             except OutOfMemory:
-                run.relieve()
+                run.make_room()
                 ref = memory.arena.alloc(array.nbytes)
             run.usage.allocated(space, 1)
             if memory.shares_host:

@@ -117,6 +117,13 @@ class Profile:
             self._events.clear()
         return self._name
 
+    def close_late(self, prefix: str) -> None:
+        """As close, for a session that nobody has any more: what goes wrong can only be logged."""
+        try:
+            self.close(prefix)
+        except InvalidArgument as e:
+            logger.warning("%s", e)
+
     def write(self, prefix: str) -> str:
         """Write ``<prefix>_<date>_<time>.json`` and return its name. Raises InvalidArgument where that fails."""
         now = time.time()

@@ -142,7 +142,7 @@ class InferenceSession:
             logger.info("%s", self.explain().headline())
         if self._profile is not None:
             self._profile.created(marks, from_file=isinstance(path_or_bytes, (str, os.PathLike)))
-            weakref.finalize(self, self._profile.close, options.profile_file_prefix)
+            weakref.finalize(self, self._profile.close_late, options.profile_file_prefix)
 
     def run(
         self,

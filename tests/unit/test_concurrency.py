@@ -199,6 +199,24 @@ def test_a_plan_that_several_threads_need_is_made_once(sim, monkeypatch):
     assert len(made) == 1
 
 
+def test_a_loop_whose_shapes_grow_gives_the_memory_of_its_turns_back_where_it_is_short(sim):
+    body = helper.make_graph(
+        [n("Identity", ["c"], ["c2"]), n("Add", ["v", "v"], ["a"]), n("Concat", ["a", "x"], ["v2"], axis=0)],
+        "body",
+        [helper.make_tensor_value_info("i", TensorProto.INT64, []),
+         helper.make_tensor_value_info("c", TensorProto.BOOL, []), helper.make_tensor_value_info("v", F16, ["k"])],
+        [helper.make_tensor_value_info("c2", TensorProto.BOOL, []), helper.make_tensor_value_info("v2", F16, ["k2"])],
+    )  # fmt: skip
+    loop = make_model(
+        [n("Loop", ["m", "", "x"], ["y"], "loop", body=body)], {"m": (TensorProto.INT64, []), "x": (F16, [512])}, ["y"]
+    )
+    x, m = np.full(512, 1 / 64, np.float16), np.array(20)
+    s = gpurt.InferenceSession(loop, providers=[(sim, {"memory_limit": 128 << 10}), "cpu"])
+    want = gpurt.InferenceSession(loop, providers=["cpu"]).run(None, {"m": m, "x": x})[0]
+    for _ in range(2):  # all turns together take 420 KiB and more
+        np.testing.assert_array_equal(s.run(None, {"m": m, "x": x})[0], want)
+
+
 def test_memory_may_be_given_back_from_within_a_call_of_the_arena():
     # As the garbage collector does: it may run at any allocation, in the thread that holds the arena's lock.
     arena = RegionArena(bytearray, lambda _: None, alignment=128)

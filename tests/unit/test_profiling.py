@@ -116,6 +116,13 @@ def test_a_prefix_that_cannot_be_written_is_a_typed_error(tmp_path):
     np.testing.assert_array_equal(s.run(None, {"x": X})[0].shape, X.shape)
 
 
+def test_a_profile_that_cannot_be_written_when_the_session_goes_is_a_warning(tmp_path, caplog):
+    options = gpurt.SessionOptions(enable_profiling=True, profile_file_prefix=str(tmp_path / "no" / "where"))
+    s = gpurt.InferenceSession(model(), options, providers=["cpu"])
+    del s
+    assert "cannot be written" in caplog.text
+
+
 def test_a_profile_of_one_run(tmp_path):
     s = gpurt.InferenceSession(model(), providers=["cpu"])
     options = gpurt.RunOptions(enable_profiling=True, profile_file_prefix=str(tmp_path / "one"), logid="tag")
