@@ -66,7 +66,7 @@ class WriteStep:
 
     register: int
     slot: Slot
-    value: str
+    value: str = ""
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class ReadStep:
     slot: Slot
     register: int
     spec: Spec
-    value: str
+    value: str = ""
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ class ViewStep:
     slot: Slot
     register: int
     spec: Spec
-    value: str
+    value: str = ""
 
 
 @dataclass(slots=True)
@@ -95,7 +95,7 @@ class StoreStep:
 
     register: int
     slot: Slot
-    value: str
+    value: str = ""
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ import numpy as np
 
 from gpurt import dtypes
 from gpurt.plan.replay import BoundStep, Op
-from gpurt.plan.steps import DeviceStep, HostStep, Step, StoreStep, SyncStep, ViewStep
+from gpurt.plan.steps import DeviceStep, HostStep, Step, StoreStep, ViewStep
 from gpurt.plan.values import Run
 from gpurt.provider import HOST, BufferRef, DeviceMemory, DeviceTimer
 from gpurt.provider import Step as Launch
@@ -220,7 +220,7 @@ def _op(step: Step, inner: Op) -> Op:
     if isinstance(step, HostStep):
         return _call(step, inner)
     assert not isinstance(step, DeviceStep), "launches are traced by _launches"
-    value = "" if isinstance(step, SyncStep) else step.value
+    value = getattr(step, "value", "")
     shared = {StoreStep: "store", ViewStep: "view"}.get(type(step))
 
     def op(run: Run, registers: list[Any]) -> None:
