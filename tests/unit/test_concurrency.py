@@ -170,10 +170,10 @@ def test_runs_do_not_wait_for_a_plan_that_another_thread_makes(sim, monkeypatch)
     s.run(None, {"x": feed(2)})
     build, entered, go_on = Builder.build, threading.Event(), threading.Event()
 
-    def slow(self, start, **kwargs):
+    def slow(*args, **kwargs):
         entered.set()
         assert go_on.wait(20)
-        return build(self, start, **kwargs)
+        return build(*args, **kwargs)
 
     monkeypatch.setattr(Builder, "build", slow)
     builder = threading.Thread(target=s.run, args=(None, {"x": feed(3)}))
