@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from gpurt.logs import set_default_logger_severity
     from gpurt.options import GraphOptimizationLevel, SessionOptions
     from gpurt.run_options import RunOptions
-    from gpurt.session import Explanation, InferenceSession, NodeArg
+    from gpurt.session import Explanation, InferenceSession, IOBinding, NodeArg
+    from gpurt.tensor import Tensor
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "Explanation": "gpurt.session",
+    "IOBinding": "gpurt.session",
     "InferenceSession": "gpurt.session",
     "NodeArg": "gpurt.session",
     "GraphOptimizationLevel": "gpurt.options",
@@ -49,6 +51,7 @@ _WHERE = {
     "OutOfMemory": "gpurt.errors",
     "ProviderError": "gpurt.errors",
     "RuntimeException": "gpurt.errors",
+    "Tensor": "gpurt.tensor",
     "Terminated": "gpurt.errors",
     "RunOptions": "gpurt.run_options",
     "set_default_logger_severity": "gpurt.logs",
@@ -60,6 +63,7 @@ __all__ = [
     "Fail",
     "GpurtError",
     "GraphOptimizationLevel",
+    "IOBinding",
     "InferenceSession",
     "InvalidArgument",
     "InvalidGraph",
@@ -72,6 +76,7 @@ __all__ = [
     "RunOptions",
     "RuntimeException",
     "SessionOptions",
+    "Tensor",
     "Terminated",
     "__version__",
     "get_available_providers",

@@ -14,10 +14,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
 import numpy as np
 
+from gpurt.errors import InvalidArgument
 from gpurt.graph.view import GraphView, NodeView
 from gpurt.spec import Spec
 
@@ -140,6 +141,8 @@ class UnitPlan:
         operands: what bind wants memory for, in this order. Inputs that no kernel reads do not appear.
         aliases: output position -> (input position, byte offset): the output is the input's memory.
         inplace: output position -> input positions whose memory it may take if nobody reads them later.
+        carried: output position -> (input position, numbers of steps that only copy that input there): they are left
+            out where the output takes the input's memory.
         bind: memory for the operands -> bound steps.
         kernels: names of what is launched, for explain and traces.
     """
@@ -150,6 +153,7 @@ class UnitPlan:
     inplace: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     bind: Callable[[Sequence[BufferRef]], Bound] | None = None
     kernels: Sequence[str] = ()
+    carried: Mapping[int, tuple[int, frozenset[int]]] = field(default_factory=dict)
 
 
 class Unit(Protocol):
@@ -175,6 +179,24 @@ class HostUnit(Unit, Protocol):
         """Compute the outputs. Inputs are never changed; an output may be a view of an input."""
 
 
+@runtime_checkable
+class ContinuingUnit(Protocol):
+    """Optional for a HostUnit: outputs that continue an input, a cache, and can be written to given memory.
+
+    Attributes:
+        continues: output position -> position of the input that it continues.
+    """
+
+    continues: Mapping[int, int]
+
+    def call_into(self, inputs: Sequence[Any], arrays: Sequence[Any]) -> Sequence[Any]:
+        """As call. Arrays, by output position, are None or memory of the caller's for that output.
+
+        Where one has the output's dtype and shape it is written and returned. It may be the memory of the input that
+        the output continues, and then holds what it held but for what is new; an error leaves it as it was.
+        """
+
+
 class DeviceUnit(Unit, Protocol):
     """A unit over device memory."""
 
@@ -189,6 +211,20 @@ class DeviceUnit(Unit, Protocol):
             Refused: not with these shapes; the node goes to the next provider.
             gpurt.spec.Unknown: an output's shape depends on content that is not known yet.
         """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Borrowed:
+    """Another library's array that lies in a device's memory; `owner` keeps that memory alive.
+
+    It is `copied` where the array was not dense: what is written to it does not reach the array.
+    """
+
+    ref: BufferRef
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    owner: Any
+    copied: bool = False
 
 
 class Arena(Protocol):
@@ -278,6 +314,7 @@ class DeviceTimer(Protocol):
 class DeviceMemory(ABC):
     """What a provider with memory of its own offers besides Provider; streams are the provider's own objects."""
 
+    device: str
     arena: Arena
 
     shares_host: bool = False
@@ -344,3 +381,32 @@ class DeviceMemory(ABC):
     def weights(self) -> int:
         """Optional: bytes of the constants that this provider's session holds on the device."""
         return 0
+
+    # Optional: other libraries' arrays, and tensors that outlive their session.
+
+    dlpack_device: tuple[int, int] | None = None
+    """What ``__dlpack_device__`` says of the memory: (2, index) for CUDA, (4, index) for OpenCL; None: no DLPack."""
+
+    def reaches(self, ref: BufferRef) -> bool:  # noqa: ARG002
+        """Whether kernels can use a buffer that another provider object made on a device of the same name."""
+        return False
+
+    def take(self, value: Any, stream: Any) -> Borrowed | None:  # noqa: ARG002
+        """The memory of another library's array, dense and complete for what is put on the stream from now on.
+
+        None where it lies elsewhere, in another context included.
+        """
+        return None
+
+    def at(self, pointer: int, nbytes: int) -> BufferRef:  # noqa: ARG002
+        """Memory of the caller's at an address (CUDA) or behind a handle (``cl_mem``)."""
+        raise InvalidArgument(
+            f"{type(self).__name__} takes no memory by its address", remedy="Bind a gpurt.Tensor instead"
+        )
+
+    def export(self, ref: BufferRef, dtype: np.dtype, shape: tuple[int, ...], owner: Any) -> Any:  # noqa: ARG002
+        """An array of the device's own library over the memory, which keeps owner alive and speaks DLPack; or None."""
+        return None
+
+    def settle(self) -> None:  # noqa: B027 - where there are no other libraries there is nothing to wait for
+        """Wait for everything that any library has put on the device."""

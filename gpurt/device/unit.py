@@ -107,7 +107,8 @@ def finish(
         outputs=outs,
         operands=operands,
         aliases=emitted.aliases,
-        inplace=inplace or {},
+        inplace={**{o: (source,) for o, (source, _) in emitted.carried.items()}, **(inplace or {})},
+        carried=emitted.carried,
         bind=lambda refs: _Bound(host.driver, items, refs),
         kernels=[item.entry if isinstance(item, Launch) else item.name for item, _, _ in items],
     )

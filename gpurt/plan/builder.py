@@ -15,6 +15,8 @@ import numpy as np
 from gpurt.graph.view import NodeView
 from gpurt.infer import infer
 from gpurt.partitioner.result import CompiledGraph, ControlItem, UnitItem
+from gpurt.plan.delivery import Delivery
+from gpurt.plan.destination import Target
 from gpurt.plan.steps import (
     DeviceStep,
     Draft,
@@ -55,7 +57,7 @@ class _Cut(Exception):
     pass
 
 
-class Builder:
+class Builder(Delivery):
     """One walk. `held` gives the specs of values that exist already; None for those that are no tensors."""
 
     def __init__(
@@ -74,6 +76,8 @@ class Builder:
         self._shared = shared  # spaces whose devices compute in the host's memory
         self._lasting: set[Slot] = set()
         self._busy: set[int] = set()  # spaces whose queue may still work for this plan
+        self._moved: dict[str, Slot] = {}
+        self._spoilt = False
         self._steps: list[Step] = []
         self._slots: list[Slot] = []
         self._registers = 0
@@ -82,10 +86,16 @@ class Builder:
         self._copies: list[dict[str, Any]] = []
         self._places: dict[str, Place] = {name: Place(spec, entry=name) for name, spec in held.items()}
 
-    def build(self, start: int, *, outputs_to_host: bool) -> Draft:
-        """Walk from an item on. Raises Unknown if not even the first item can be planned."""
+    def build(self, start: int, targets: Mapping[str, Target] | None) -> Draft:
+        """Walk from an item on. Raises Unknown if not even the first item can be planned.
+
+        Targets say where the graph's outputs are wanted, the host if not there; None leaves them where they are.
+        """
         items = self._graph.items
         self._add_constants(self._graph)
+        self._spoilt = any(t.space > 0 and not t.direct for t in (targets or {}).values())
+        if start and targets:  # what earlier plans yielded may lie in the past's memory
+            targets = {n: replace(t, past="") for n, t in targets.items()}
         end = start
         try:
             while end < len(items):
@@ -100,22 +110,24 @@ class Builder:
             pass
         final = end == len(items)
         wanted = self._graph.outputs if final else [n for n in self._graph.needs[end] if n in self._places]
-        outputs: list[tuple[str, Place]] = []
-        for name in dict.fromkeys(wanted):
-            place = self._places[name]
-            if final and outputs_to_host:
-                self._on_host(name, "graph output")
-            elif place.spec is not None and place.spec.const is not None and place.register is None:
-                self._on_host(name, "")
-            if place.entry != name or final:  # what was held before stays held
-                outputs.append((name, place))
+        outputs = self._deliver_all(wanted, targets, final=final)
         for space in sorted({p.pending for _, p in outputs if p.pending is not None}):
             self._sync(space)
         for _, place in outputs:
             self._lasting.update(place.slots.values(), place.views)
         for slot in self._lasting:
             slot.use(len(self._steps))
-        return Draft(end, self._steps, self._slots, self._registers, self._preset, self._entries, outputs, self._copies)
+        return Draft(
+            end,
+            self._steps,
+            self._slots,
+            self._registers,
+            self._preset,
+            self._entries,
+            outputs,
+            self._copies,
+            self._moved,
+        )
 
     # --- items
 
@@ -308,7 +320,8 @@ class Builder:
                 space, slot = next(iter(place.slots.items()))
                 assert place.spec is not None, "a device value has a shape"
                 slot.use(len(self._steps))
-                if space in self._shared:
+                # A view would be looked at too late if its memory is a fed value's that an output is written to.
+                if space in self._shared and not (self._spoilt and slot.root()[0].name):
                     self._steps.append(ViewStep(slot, place.register, place.spec, name))
                     place.views = frozenset((slot,))
                 else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,11 +12,17 @@ import numpy as np
 
 from gpurt.errors import OutOfMemory
 from gpurt.memory.offsets import Lifetime, assign, lower_bound, rounded
+from gpurt.plan import ops
+from gpurt.plan.delivery import carried
+from gpurt.plan.destination import Destination
 from gpurt.plan.replay import BoundStep, Op, Variant, plain
-from gpurt.plan.steps import DeviceStep, Draft, HostStep, ReadStep, Slot, StoreStep, ViewStep, WriteStep
-from gpurt.plan.values import DeviceTensor, Held, Lease, Run, aligned_empty
+from gpurt.plan.steps import CopyStep, DeviceStep, Draft, HostStep, ReadStep, Slot, StoreStep, ViewStep, WriteStep
+from gpurt.plan.values import DeviceTensor, Held, Lease, Run
 from gpurt.provider import Bound, BufferRef, DeviceMemory
-from gpurt.spec import Spec
+from gpurt.tensor.storage import same_place
+
+Foreign = tuple[str, int, bool]
+"""Memory from outside a plan: whose, in which space, whether it is an output's."""
 
 Constants = dict[tuple[int, int], BufferRef]
 """Constants that a plan holds on its devices, by space and id of the array, which the plan's slots keep."""
@@ -39,7 +45,7 @@ class Plan:
         for space, memory in enumerate(memories):
             if memory is None:
                 continue
-            slots = [s for s in draft.slots if s.space == space and s.parent is None and s.last >= 0]
+            slots = [s for s in draft.slots if s.space == space and s.parent is None and s.last >= 0 and not s.target]
             lifetimes = [Lifetime(s.nbytes, s.first, s.last) for s in slots]
             layout = assign(lifetimes, memory.arena.alignment, memory.arena.max_block)
             self._places.update(zip(slots, layout.places, strict=True))
@@ -67,7 +73,7 @@ class Plan:
             by_key = {(o.kind, o.index): s for o, s in zip(step.plan.operands, step.slots, strict=True)}
             for out, candidates in step.plan.inplace.items():
                 target = by_key.get(("out", out))
-                if target is None or target.parent is not None:
+                if target is None or target.parent is not None or target.target:
                     continue
                 for position in candidates:
                     source = by_key.get(("in", position))
@@ -77,23 +83,30 @@ class Plan:
                     shared = (s for s in step.slots if s is not source and s.root()[0] is root)
                     if any(s.root()[1] or s.nbytes != root.nbytes for s in shared):
                         continue  # another operand is a part of the same memory: it is read after this is written
+                    skip = carried(step, out, position)
+                    if skip and sum(s.root()[0] is root for s in step.slots) > 1:
+                        continue  # the input is read in other places than those that are written
                     if shift == 0 and root.nbytes == target.nbytes and root.first < number:
                         target.parent, target.shift = root, 0
                         root.last = max(root.last, target.last)
+                        step.skip |= skip
                         break
 
-    def execute(self, run: Run, env: dict[str, Held]) -> None:
-        """Replay over the held values of env; what later steps need is put back into it."""
+    def execute(self, run: Run, env: dict[str, Held], destinations: Mapping[str, Destination]) -> None:
+        """Replay over the held values of env; what later steps need is put back into it.
+
+        Raises InvalidArgument, before anything is launched, if an output does not fit into its destination.
+        """
         state = self._used_before(run)
         if state is None:
             with self._lock:
                 state = self._pool.pop() if self._pool else None
         if state is None:
-            state = self._state(run, env)
+            state = self._state(run, env, destinations)
         run.usage.begin(self.sizes, self.lower_bounds)
         lease = run.lease(lambda: self._give_back(state, run))
         try:
-            state.execute(run, env, lease)
+            state.execute(run, env, destinations, lease)
         finally:
             run.usage.yielded(self.yields)
 
@@ -118,14 +131,15 @@ class Plan:
         self._retired = True
         self.trim()
 
-    def _state(self, run: Run, env: Mapping[str, Held]) -> PlanState:
+    def _state(self, run: Run, env: Mapping[str, Held], destinations: Mapping[str, Destination]) -> PlanState:
         """A new state; where memory is short, idle states of all plans make room first."""
+        known = (self._draft, self._places, self.blocks, self._memories, self._constants, run, env, destinations)
         with run.span("Session", "bind", {}):
             try:
-                state = PlanState(self._draft, self._places, self.blocks, self._memories, self._constants, run, env)
+                state = PlanState(*known)
             except OutOfMemory:
                 run.make_room()
-                state = PlanState(self._draft, self._places, self.blocks, self._memories, self._constants, run, env)
+                state = PlanState(*known)
         self._inherited.clear()
         with self._lock:
             self._states += 1
@@ -169,6 +183,7 @@ class PlanState:
         constants: Constants,
         run: Run,
         env: Mapping[str, Held],
+        destinations: Mapping[str, Destination],
     ) -> None:
         self._draft = draft
         self._places = places
@@ -179,11 +194,15 @@ class PlanState:
         self._steps: Sequence[BoundStep] = []
         self._ops: Sequence[Op] = []
         self._variants: dict[Variant, Sequence[Op]] = {}
+        self._specs = {name: place.spec for name, place in draft.outputs}
         self._mapped: dict[int, np.ndarray] = {}  # arrays, by id, that show device memory to the host
-        # Values that bring their own memory: where they are bound, to be set again when the memory is another.
-        self._foreign: dict[tuple[str, int], list[tuple[Bound, int, int, int]]] = {}
-        self._current: dict[tuple[str, int], BufferRef] = {}
+        # Memory from outside: where it is bound, to be set again when the memory is another.
+        self._foreign: dict[Foreign, list[tuple[Bound, int, int, int]]] = {}
+        self._current: dict[Foreign, BufferRef] = {}
         try:
+            for name, slot in draft.targets.items():
+                self._foreign[name, slot.space, True] = []
+                self._current[name, slot.space, True] = self._outside((name, slot.space, True), run, env, destinations)
             self._take(blocks, run)
             self._steps = self._bind(run, env)
             self._ops = plain(self._steps)
@@ -225,10 +244,10 @@ class PlanState:
             if place not in self._constants:
                 self._constants[place] = self._memory(root.space).constant(root.bound)
             base = self._constants[place]
-        elif root.name:
-            key = (root.name, root.space)
+        elif root.name or root.target:
+            key = (root.target or root.name, root.space, bool(root.target))
             if key not in self._current:
-                self._current[key] = env[root.name].on_device(root.space, run)
+                self._current[key] = self._outside(key, run, env, {})
             base = self._current[key]
         else:
             block, offset = self._places[root]
@@ -239,7 +258,20 @@ class PlanState:
     def _note_foreign(self, slot: Slot) -> list[tuple[Bound, int, int, int]]:
         """Where a slot's memory must be set again if a held value brings it; a list of its own if the plan does."""
         root, _ = slot.root()
-        return self._foreign.setdefault((root.name, root.space), []) if root.name else []
+        if not root.name and not root.target:
+            return []
+        return self._foreign.setdefault((root.target or root.name, root.space, bool(root.target)), [])
+
+    def _outside(
+        self, key: Foreign, run: Run, env: Mapping[str, Held], destinations: Mapping[str, Destination]
+    ) -> BufferRef:
+        """The memory that a fed value or a destination brings in this run."""
+        name, space, output = key
+        if not output:
+            return env[name].on_device(space, run)
+        spec = self._specs[name]
+        assert spec is not None, "only outputs whose shape is known are written from within the plan"
+        return destinations[name].place(name, spec, space, self._memory(space), run)
 
     def _bind(self, run: Run, env: Mapping[str, Held]) -> Sequence[BoundStep]:
         # A proxy: a state that knew itself would be freed only when the garbage collector comes by.
@@ -249,23 +281,28 @@ class PlanState:
             if isinstance(step, DeviceStep):
                 assert step.plan.bind is not None, "a plan with operands has something to bind"
                 bound = step.plan.bind([self._ref(s, run, env) for s in step.slots])
-                steps.append((step, bound.steps))
+                steps.append((step, [s for i, s in enumerate(bound.steps) if i not in step.skip]))
                 for operand, slot in enumerate(step.slots):
                     self._note_foreign(slot).append((bound, operand, slot.root()[1], slot.nbytes))
             elif isinstance(step, HostStep):
-                steps.append((step, _call(step)))
+                steps.append((step, ops.call(step)))
             elif isinstance(step, StoreStep):
-                steps.append((step, _store(step, self._memory(step.slot.space), self._ref(step.slot, run, env))))
+                steps.append((step, ops.store(step, self._memory(step.slot.space), self._ref(step.slot, run, env))))
             elif isinstance(step, ViewStep):
                 self._note_foreign(step.slot)
-                steps.append((step, _view(step, partial(ref, step.slot), self._mapped)))
+                steps.append((step, ops.view(step, partial(ref, step.slot), self._mapped)))
             elif isinstance(step, WriteStep):
-                steps.append((step, _write(step, self._ref(step.slot, run, env))))
+                self._note_foreign(step.slot)
+                steps.append((step, ops.write(step, partial(ref, step.slot))))
+            elif isinstance(step, CopyStep):
+                self._note_foreign(step.source)
+                self._note_foreign(step.slot)
+                steps.append((step, ops.copy(step, partial(ref, step.source), partial(ref, step.slot))))
             elif isinstance(step, ReadStep):
                 self._note_foreign(step.slot)
-                steps.append((step, _read(step, partial(ref, step.slot))))
+                steps.append((step, ops.read(step, partial(ref, step.slot))))
             else:
-                steps.append((step, _synchronize(step.space)))
+                steps.append((step, ops.synchronize(step.space)))
         return steps
 
     def _variant(self, variant: Variant) -> Sequence[Op]:
@@ -274,12 +311,12 @@ class PlanState:
             self._variants[variant] = variant(self._steps)
         return self._variants[variant]
 
-    def execute(self, run: Run, env: dict[str, Held], lease: Lease) -> None:
+    def execute(self, run: Run, env: dict[str, Held], destinations: Mapping[str, Destination], lease: Lease) -> None:
         """Run all steps, then put the plan's outputs into env."""
-        for (name, space), places in self._foreign.items():
-            ref = env[name].on_device(space, run)
-            if ref != self._current.get((name, space)):
-                self._current[name, space] = ref
+        for key, places in self._foreign.items():
+            ref = self._outside(key, run, env, destinations)
+            if not same_place(ref, self._current.get(key)):
+                self._current[key] = ref
                 for bound, operand, shift, nbytes in places:
                     bound.rebind(operand, BufferRef(ref.buffer, ref.offset + shift, nbytes))
         registers: list[Any] = [None] * self._draft.registers
@@ -287,6 +324,8 @@ class PlanState:
             registers[register] = value
         for name, register in self._draft.entries:
             registers[register] = env[name].on_host(run)
+        if destinations:
+            self._receive(destinations, registers)
         for op in self._ops if run.variant is None else self._variant(run.variant):
             op(run, registers)
         for name, place in self._draft.outputs:
@@ -294,9 +333,16 @@ class PlanState:
                 env[name] = env[place.entry]
                 continue
             held = Held(spec=place.spec)
+            if name in self._draft.targets:
+                destination = destinations[name]
+                if destination.array is not None:
+                    held = Held(destination.array)
+                elif destination.storage is not None:
+                    space = destination.target.space
+                    held.tensors[space] = DeviceTensor(destination.storage.ref, destination.storage)
             if place.register is not None:
                 value = registers[place.register]
-                held = Held(_own(value, self._mapped) if self._mapped else value)
+                held = Held(ops.own(value, self._mapped) if self._mapped else value)
             for space, slot in place.slots.items():
                 root, shift = slot.root()
                 if root.name and root.name in env:
@@ -306,86 +352,18 @@ class PlanState:
             env[name] = held
         run.keep(registers)
 
-
-def _call(step: HostStep) -> Op:
-    call, ins, outs = step.unit.call, step.ins, step.outs
-
-    def op(_: Run, registers: list[Any]) -> None:
-        results = call([None if i < 0 else registers[i] for i in ins])
-        for register, value in zip(outs, results, strict=False):
-            registers[register] = value
-
-    return op
-
-
-def _write(step: WriteStep, ref: BufferRef) -> Op:
-    register, space = step.register, step.slot.space
-
-    def op(run: Run, registers: list[Any]) -> None:
-        array = np.ascontiguousarray(registers[register])
-        run.keep((array, run.memory(space).write(ref, array, run.stream(space))))
-
-    return op
-
-
-def _read(step: ReadStep, ref: Callable[[Run, Mapping[str, Held]], BufferRef]) -> Op:
-    register, spec, space = step.register, step.spec, step.slot.space
-
-    def op(run: Run, registers: list[Any]) -> None:
-        array = aligned_empty(spec)
-        run.keep(run.memory(space).read(array, ref(run, {}), run.stream(space)))
-        registers[register] = array
-
-    return op
-
-
-def _store(step: StoreStep, memory: DeviceMemory, ref: BufferRef) -> Op:
-    register, target = step.register, memory.view(ref)
-
-    def op(_: Run, registers: list[Any]) -> None:
-        array = np.ascontiguousarray(registers[register])
-        target[: array.nbytes] = array.reshape(-1).view(np.uint8)
-
-    return op
-
-
-def _view(step: ViewStep, ref: Callable[[Run, Mapping[str, Held]], BufferRef], mapped: dict[int, np.ndarray]) -> Op:
-    register, spec, space = step.register, step.spec, step.slot.space
-
-    def op(run: Run, registers: list[Any]) -> None:
-        whole = run.memory(space).view(ref(run, {}))
-        base = _root(whole)
-        mapped[id(base)] = base
-        seen = whole[: spec.nbytes].view(spec.dtype).reshape(spec.shape)
-        seen.flags.writeable = False
-        registers[register] = seen
-
-    return op
-
-
-def _own(value: Any, mapped: Mapping[int, np.ndarray]) -> Any:
-    """A value that does not lie in a plan's blocks: arrays over mapped memory, or over who knows what, are copied."""
-    if isinstance(value, list):
-        return [_own(v, mapped) for v in value]
-    if not isinstance(value, np.ndarray) or value.dtype.kind == "O":
-        return value
-    root = _root(value)
-    if root.flags.owndata and id(root) not in mapped:
-        return value
-    copy = aligned_empty(Spec(value.dtype, value.shape))
-    copy[...] = value
-    return copy
-
-
-def _root(array: np.ndarray) -> np.ndarray:
-    """The array that a view is of, at the end of all views."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
-
-
-def _synchronize(space: int) -> Op:
-    def op(run: Run, _: list[Any]) -> None:
-        run.synchronize(space)
-
-    return op
+    def _receive(self, destinations: Mapping[str, Destination], registers: list[Any]) -> None:
+        """Let reads from devices go straight to the caller's arrays."""
+        reads = {s.register for s in self._draft.steps if isinstance(s, ReadStep)}
+        made = {s.outs[i] for s in self._draft.steps if isinstance(s, HostStep) for i in s.into}
+        for name, place in self._draft.outputs:
+            destination = destinations.get(name)
+            if destination is None:
+                continue
+            if place.spec is not None:
+                destination.check(name, place.spec)
+            array, register = destination.array, place.register
+            if array is None or register is None or registers[register] is not None:
+                continue
+            if register in made or (register in reads and destination.target.direct):
+                registers[register] = array

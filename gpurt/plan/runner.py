@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from time import perf_counter_ns
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -13,12 +13,15 @@ from gpurt import logs
 from gpurt.partitioner.result import CompiledGraph, ControlItem
 from gpurt.plan.builder import KEYED_ELEMENTS, Builder, Planning
 from gpurt.plan.cache import PlanCache, Point
+from gpurt.plan.destination import Destination, Target
 from gpurt.plan.plan import Plan
 from gpurt.plan.values import MISSING, Held, Run
 from gpurt.provider import DeviceMemory
 from gpurt.spec import Spec
 
 logger = logs.get(__name__)
+
+NOWHERE: Final[Mapping[str, Destination]] = {}
 
 
 class Site(Planning, Protocol):
@@ -50,20 +53,23 @@ class GraphRunner:
     def __init__(self, site: Site, graph: CompiledGraph, *, outputs_to_host: bool) -> None:
         self.graph = graph
         self._site = site
-        self._outputs_to_host = outputs_to_host
+        self._targets: dict[str, Target] | None = {} if outputs_to_host else None
         # Control flow takes its inputs from held values, so constants that it reads directly are held from the start.
         direct = {v.name for i in graph.items if isinstance(i, ControlItem) for v in i.node.inputs if v is not None}
         self._constants = {n: a for n, a in graph.constants.items() if n in direct}
         self._points: list[Point] = [site.plans.point() for _ in range(len(graph.items) + 1)]
 
-    def run(self, run: Run, env: dict[str, Held]) -> list[Held]:
-        """Run with the graph's inputs and captures in env; env gains what the plans yield."""
+    def run(self, run: Run, env: dict[str, Held], destinations: Mapping[str, Destination] = NOWHERE) -> list[Held]:
+        """Run with the graph's inputs and captures in env; env gains what the plans yield.
+
+        Destinations, by output, say where the caller wants outputs that are not just wanted on the host.
+        """
         position = 0
         items = self.graph.items
         for name, constant in self._constants.items():
             env.setdefault(name, Held(constant))
         if not items:
-            self._plan(0, env, run).execute(run, env)
+            self._plan(0, env, run, destinations).execute(run, env, destinations)
         while position < len(items):
             item = items[position]
             if isinstance(item, ControlItem) and not self._can_inline(item, env, run):
@@ -73,12 +79,12 @@ class GraphRunner:
                     execute(self._site, item, run, env)
                 position += 1
                 if position == len(items):  # outputs that control flow yields need no plan but for reaching the host
-                    self._plan(position, env, run).execute(run, env)
+                    self._plan(position, env, run, destinations).execute(run, env, destinations)
                 continue
-            plan = self._plan(position, env, run)
+            plan = self._plan(position, env, run, destinations)
             if plan.end == position:
                 continue  # an If that turned out not to be inlined
-            plan.execute(run, env)
+            plan.execute(run, env, destinations)
             position = plan.end
         return [env[name] for name in self.graph.outputs]
 
@@ -94,7 +100,7 @@ class GraphRunner:
         held = env.get(condition.name)
         return held is None or isinstance(held.on_host(run), np.ndarray)
 
-    def _plan(self, position: int, env: Mapping[str, Held], run: Run) -> Plan:
+    def _plan(self, position: int, env: Mapping[str, Held], run: Run, destinations: Mapping[str, Destination]) -> Plan:
         """The plan for the values in env from an item on, made if there is none yet."""
         needs = self.graph.needs[position]
         key: list[Any] = []
@@ -115,6 +121,10 @@ class GraphRunner:
                 where = tuple(held.tensors) if held.host is MISSING else None
                 key.append((spec.shape, spec.dtype.num, where))
             specs[name] = spec
+        targets = self._targets
+        if destinations:
+            targets = {name: destination.target for name, destination in destinations.items()}
+            key.extend(targets.items())
         signature = tuple(key)
         point = self._points[position]
         plan = point.get(signature)
@@ -130,7 +140,7 @@ class GraphRunner:
             slotted = frozenset(n for n in self.graph.inputs if n in env and env[n].host is not MISSING)
             shared = frozenset(i for i, m in enumerate(self._site.memories) if m is not None and m.shares_host)
             builder = Builder(self._site, self.graph, known, slotted, self._site.devices, shared)
-            draft = builder.build(position, outputs_to_host=self._outputs_to_host)
+            draft = builder.build(position, targets)
             plan = Plan(draft, self._site.memories)
             self._site.planned(self.graph, plan)
             point.add(signature, plan)

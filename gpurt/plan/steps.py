@@ -13,13 +13,14 @@ from gpurt.spec import Spec
 class Slot:
     """A range of memory in one space; `root` is the slot it is a part of."""
 
-    __slots__ = ("bound", "first", "last", "name", "nbytes", "parent", "shift", "space")
+    __slots__ = ("bound", "first", "last", "name", "nbytes", "parent", "shift", "space", "target")
 
     def __init__(self, space: int, nbytes: int, *, name: str = "", bound: Any = None) -> None:
         self.space = space
         self.nbytes = nbytes
         self.name = name  # of the value that brings its own memory into the plan; "" for memory the plan assigns
         self.bound = bound  # memory of a constant
+        self.target = ""  # the graph output whose destination is this slot's memory
         self.parent: Slot | None = None
         self.shift = 0
         self.first = 1 << 60
@@ -47,17 +48,19 @@ class HostStep:
     unit: HostUnit
     ins: Sequence[int]
     outs: Sequence[int]
+    into: frozenset[int] = frozenset()  # positions in outs whose registers may begin with the caller's memory
 
 
 @dataclass(slots=True)
 class DeviceStep:
-    """Launch a unit's plan over slots, in the order of its operands."""
+    """Launch a unit's plan over slots, in the order of its operands, but for the launches of `skip`."""
 
     space: int
     plan: UnitPlan
     slots: Sequence[Slot]
     unit: DeviceUnit
     inputs: Sequence[Spec | None]
+    skip: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -99,13 +102,22 @@ class StoreStep:
 
 
 @dataclass(slots=True)
+class CopyStep:
+    """Copy a slot into another one of the same space."""
+
+    source: Slot
+    slot: Slot
+    value: str = ""
+
+
+@dataclass(slots=True)
 class SyncStep:
     """Wait for the queue of a space."""
 
     space: int
 
 
-Step = HostStep | DeviceStep | WriteStep | ReadStep | ViewStep | StoreStep | SyncStep
+Step = HostStep | DeviceStep | WriteStep | ReadStep | ViewStep | StoreStep | CopyStep | SyncStep
 
 
 @dataclass(slots=True)
@@ -134,3 +146,4 @@ class Draft:
     entries: list[tuple[str, int]]
     outputs: list[tuple[str, Place]]
     copies: list[dict[str, Any]]
+    targets: dict[str, Slot]  # graph outputs that are written to memory from outside the plan

@@ -187,7 +187,8 @@ def traced(steps: Sequence[BoundStep]) -> Sequence[Op]:
 def _launches(step: DeviceStep, launches: Sequence[Launch]) -> Op:
     node = step.unit.nodes[-1]
     name, space = f"{node.name}_kernel_time", step.space
-    names = [*step.plan.kernels, *[node.op_type] * (len(launches) - len(step.plan.kernels))]
+    kernels = [kernel for number, kernel in enumerate(step.plan.kernels) if number not in step.skip]
+    names = [*kernels, *[node.op_type] * (len(launches) - len(kernels))]
     sizes = _sizes(step.inputs, step.plan.outputs)
     shapes = {"input_type_shape": _shapes(step.inputs), "output_type_shape": _shapes(step.plan.outputs)}
     geometry = [{"node": node.name, **_geometry(launch)} for launch in launches]

@@ -43,11 +43,11 @@ class Lease:
 
 
 class DeviceTensor:
-    """A tensor in the memory of one space, with the lease on that memory."""
+    """A tensor in the memory of one space, with the lease, or whatever else keeps that memory its own."""
 
     __slots__ = ("lease", "ref")
 
-    def __init__(self, ref: BufferRef, lease: Lease) -> None:
+    def __init__(self, ref: BufferRef, lease: object) -> None:
         self.ref = ref
         self.lease = lease
 

@@ -12,9 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -28,16 +27,19 @@ from gpurt.options import SessionOptions
 from gpurt.partitioner import Assigner, Compiler, Decisions
 from gpurt.partitioner.assign import CONTROL, SHAPE_REASON
 from gpurt.plan.cache import PlanCache
+from gpurt.plan.destination import LEAVE, Destination, Target
 from gpurt.plan.trace import Trace
-from gpurt.plan.values import Held, aligned_empty
+from gpurt.plan.values import Held, Run
 from gpurt.provider import HOST, Provider, Unavailable
 from gpurt.run_options import RunOptions
+from gpurt.session.binding import IOBinding
 from gpurt.session.explain import Explanation, explain
 from gpurt.session.feeds import check_feeds
 from gpurt.session.profiling import Profile
+from gpurt.session.residence import Residence, check_apart
+from gpurt.session.results import owned, result
 from gpurt.session.site import Evaluator, Site
 from gpurt.session.warmup import Shapes, listed, zeros
-from gpurt.spec import Spec
 
 logger = logs.get(__name__)
 
@@ -76,6 +78,8 @@ class InferenceSession:
         ProviderError: under ``strict``, a provider in the list cannot be used.
         NotImplemented: a node that no provider in the list can run.
     """
+
+    binding: ClassVar[type[IOBinding]] = IOBinding
 
     def __init__(
         self,
@@ -130,6 +134,7 @@ class InferenceSession:
         # A fresh evaluator: the one for folding remembers nodes, and with them weights, that are gone.
         self._site = Site(self._providers, compiler, Evaluator(host), plans)
         self._runner = self._site.runner(self._compiled)
+        self._residence = Residence(self._site)
         self._inputs: list[GraphInput] = loaded.inputs
         self._outputs: list[GraphInput] = loaded.outputs
         self._overridable = loaded.overridable
@@ -154,7 +159,9 @@ class InferenceSession:
 
         Args:
             output_names: which outputs, in which order; None for all.
-            input_feed: name -> value: NumPy arrays or what NumPy makes arrays of, lists for sequences.
+            input_feed: name -> value: NumPy arrays, gpurt.Tensors, arrays of CuPy, torch and all others that speak
+                DLPack, PyOpenCL's arrays, what NumPy makes arrays of; lists for sequences. What lies on a device of the
+                session is used in place; what lies on another comes through the host, as explain() says.
             run_options: see RunOptions.
 
         Returns:
@@ -166,8 +173,16 @@ class InferenceSession:
             RuntimeException: a kernel failed; names the node.
             Terminated: RunOptions.terminate was set.
         """
+        return self._with_options(
+            run_options, lambda options, trace: self._run(output_names, input_feed, options, trace)
+        )
+
+    def _with_options(
+        self, run_options: RunOptions | None, body: Callable[[RunOptions | None, Trace | None], list[Any]]
+    ) -> list[Any]:
+        """Call a run's body under its options: severities, profile, what is freed at its end."""
         if run_options is None and self._profile is None and not self._scope:
-            return self._run(output_names, input_feed)
+            return body(None, None)
         options = run_options if run_options is not None else RunOptions()
         if not isinstance(options, RunOptions):
             raise InvalidArgument(f"run_options is {run_options!r}", remedy="Give a gpurt.RunOptions")
@@ -178,7 +193,7 @@ class InferenceSession:
             start = time.perf_counter()
             try:
                 with tracing as trace:
-                    return self._run(output_names, input_feed, run_options, trace)
+                    return body(run_options, trace)
             finally:
                 logger.verbose(1, "run of %.3f ms", 1e3 * (time.perf_counter() - start))
                 if spaces:
@@ -190,27 +205,82 @@ class InferenceSession:
         self,
         output_names: Sequence[str] | None,
         input_feed: Mapping[str, Any],
-        options: RunOptions | None = None,
-        trace: Trace | None = None,
+        options: RunOptions | None,
+        trace: Trace | None,
     ) -> list[Any]:
         wanted = self._wanted(output_names)
-        optional = self._overridable
-        feeds = check_feeds(input_feed, self._inputs, optional)
+        feeds = check_feeds(input_feed, self._inputs, self._overridable)
+        with self._site.run(options, trace) as run:
+            env = self._env(feeds, run)  # kept until the queues are empty: they read what it holds
+            with run.span("Session", "SequentialExecutor::Execute", {}):
+                held = self._runner.run(run, env)
+                values = [held[i].on_host(run) for i in wanted]
+            return owned(values, [*feeds.values(), *self._compiled.constants.values()])
+
+    def io_binding(self) -> IOBinding:
+        """A new IOBinding: where runs find their inputs and leave their outputs."""
+        return self.binding(self._inputs, self._outputs, self._residence, self._site)
+
+    def run_with_iobinding(self, iobinding: IOBinding, run_options: RunOptions | None = None) -> None:
+        """Run with the inputs of a binding; the outputs that it names are left where it says.
+
+        Raises InvalidArgument if memory that is bound does not fit, before anything runs as far as shapes are known by
+        then; else as run.
+        """
+        if not isinstance(iobinding, IOBinding) or not iobinding.of(self._residence):
+            raise InvalidArgument("the binding is not of this session", remedy="Use session.io_binding()")
+        iobinding.results = []
+        iobinding.results = self._with_options(
+            run_options, lambda options, trace: self._run_bound(iobinding, options, trace)
+        )
+
+    def _run_bound(self, binding: IOBinding, options: RunOptions | None, trace: Trace | None) -> list[Any]:
+        feeds = check_feeds(binding.inputs, self._inputs, self._overridable)
+        with self._site.run(options, trace) as run:
+            env = self._env(feeds, run)
+            bound = {n: self._residence.destination(w.space, w.tensor, env) for n, w in binding.outputs.items()}
+            check_apart(bound.items())
+            destinations = {o.name: bound.get(o.name) or Destination(Target(LEAVE)) for o in self._outputs}
+            with run.span("Session", "SequentialExecutor::Execute", {}):
+                held = self._runner.run(run, env, destinations)
+                by_name = dict(zip((o.name for o in self._outputs), held, strict=True))
+                results = self._residence.complete_all(by_name, bound, run)
+        mine = [w.tensor.numpy() for w in binding.outputs.values() if w.tensor is not None and not w.tensor.storage]
+        foreign = [*feeds.values(), *self._compiled.constants.values(), *mine]
+        return [result(results[name], wanted.tensor, foreign) for name, wanted in binding.outputs.items()]
+
+    def run_with_ort_values(
+        self,
+        output_names: Sequence[str] | None,
+        input_dict_ort_values: Mapping[str, Any],
+        run_options: RunOptions | None = None,
+        *,
+        device: str = "cpu",
+    ) -> list[Any]:
+        """Run with Tensors in and Tensors out: as run, with all outputs on one device of the session."""
+        binding = self.io_binding()
+        for name, value in input_dict_ort_values.items():
+            binding.bind_ortvalue_input(name, value)
+        names = [self._outputs[i].name for i in self._wanted(output_names)]
+        for name in names:
+            binding.bind_output(name, device)
+        self.run_with_iobinding(binding, run_options)
+        found = dict(zip(binding.outputs, binding.results, strict=True))
+        return [found[name] for name in names]
+
+    def _env(self, feeds: Mapping[str, Any], run: Run) -> dict[str, Held]:
+        """The model's inputs as a run holds them."""
         env: dict[str, Held] = {}
         for info in self._inputs:
             if info.name in feeds:
-                env[info.name] = Held(feeds[info.name])
+                env[info.name] = self._residence.held(info, feeds[info.name], run)
             elif info.name in self._defaults:
                 default = self._defaults[info.name]
                 assert default is not None, "only values with content are kept as defaults"
                 env[info.name] = Held(default.numpy())
             else:
                 env[info.name] = Held(None)
-        with self._site.run(options, trace) as run:
-            with run.span("Session", "SequentialExecutor::Execute", {}):
-                held = self._runner.run(run, env)
-                values = [held[i].on_host(run) for i in wanted]
-            return _owned(values, [*feeds.values(), *self._compiled.constants.values()])
+        return env
 
     def run_async(
         self,
@@ -306,7 +376,7 @@ class InferenceSession:
 
     def explain(self) -> Explanation:
         """Who runs each node and who refused it why, every copy and cast; bytes are known once a shape was seen."""
-        seen = list(self._site.copies.values())
+        seen = [*self._site.copies.values(), *self._residence.copies.values()]
         return explain(self._compiled, self._providers, self._decisions, seen, self._site.replaced())
 
     def memory(self) -> dict[str, dict[str, int]]:
@@ -377,32 +447,6 @@ def _with_threads(request: registry.Request, threads: int) -> registry.Request:
     if threads and name not in request.options and name in registry.options(request.name):
         return replace(request, options={**request.options, name: threads})
     return request
-
-
-def _owned(values: Sequence[Any], foreign: Sequence[Any]) -> list[Any]:
-    """Arrays that are the caller's alone, at 64-byte boundaries; copies are made only where they are not."""
-    taken = {id(_root(f)) for f in foreign if isinstance(f, np.ndarray)}
-    owned = []
-    for value in values:
-        if isinstance(value, np.ndarray) and value.dtype.kind == "O":
-            value = value.copy()
-        elif isinstance(value, np.ndarray):
-            root = _root(value)
-            alone = id(root) not in taken and root.flags.owndata and value.flags.writeable
-            if not (alone and value.flags.c_contiguous and value.ctypes.data % 64 == 0):
-                copy = aligned_empty(Spec(value.dtype, value.shape))
-                copy[...] = value
-                value = copy
-            taken.add(id(_root(value)))
-        owned.append(value)
-    return owned
-
-
-def _root(array: np.ndarray) -> np.ndarray:
-    """The array that owns the memory of a view."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
 
 
 def _arg(info: GraphInput) -> NodeArg:

@@ -68,16 +68,24 @@ class NumpyUnit:
         self.inputs = [None if v is None else v.name for v in node.inputs]
         self.outputs = [None if v is None else v.name for v in node.outputs]
         self._fn = kernel.fn
+        self.continues = kernel.continues
         self._attrs = dict(node.attrs)
         if kernel.wants_outputs:
             self._attrs["outputs"] = tuple(o is not None for o in node.outputs)
 
     def call(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """Run the kernel. Raises RuntimeException naming the node when it fails."""
+        return self._run(inputs, {})
+
+    def call_into(self, inputs: Sequence[Any], arrays: Sequence[Any]) -> Sequence[Any]:
+        """See ContinuingUnit."""
+        return self._run(inputs, {"into": tuple(arrays)})
+
+    def _run(self, inputs: Sequence[Any], more: Mapping[str, Any]) -> Sequence[Any]:
         node = self.nodes[0]
         try:
             with np.errstate(all="ignore"):
-                result = self._fn(*inputs, **self._attrs)
+                result = self._fn(*inputs, **self._attrs, **more)
         except GpurtError as e:
             e.node, e.op, e.provider = e.node or node.name, e.op or node.op, e.provider or "cpu"
             raise

@@ -22,13 +22,20 @@ _WRITABLE = cl.mem_flags.READ_WRITE
 
 
 class OpenCLDriver:
-    """One OpenCL device: a context of its own, shared by all sessions of the process."""
+    """One OpenCL device, in a context that all sessions of the process share, or in the caller's."""
 
-    def __init__(self, device: cl.Device, kernel_class: str = "auto", *, zero_copy: bool = True) -> None:
+    def __init__(
+        self,
+        device: cl.Device,
+        kernel_class: str = "auto",
+        *,
+        zero_copy: bool = True,
+        context: cl.Context | None = None,
+    ) -> None:
         self.device = device
-        self.context = cl.Context([device])
+        self.context = cl.Context([device]) if context is None else context
         self._info = device_info(device, kernel_class)
-        self._maps: dict[int, np.ndarray] = {}
+        self._maps: dict[int, np.ndarray | None] = {}  # of the buffers that were made here
         self._mapping: cl.CommandQueue | None = None
         if zero_copy and self._info.kind == "cpu" and device.host_unified_memory and self._computes_in_place():
             self._info = replace(self._info, shares_host=True)
@@ -40,7 +47,9 @@ class OpenCLDriver:
     def alloc(self, nbytes: int) -> cl.Buffer:
         """Raises MemoryError when the device has no room."""
         try:
-            return cl.Buffer(self.context, _WRITABLE, nbytes)
+            buffer = cl.Buffer(self.context, _WRITABLE, nbytes)
+            self._maps[buffer.int_ptr] = None
+            return buffer
         except (cl.MemoryError, cl.RuntimeError, cl.LogicError) as e:
             raise MemoryError(f"{self._info.name}: {nbytes} bytes: {e}") from e
 
@@ -50,14 +59,17 @@ class OpenCLDriver:
         buffer.release()
 
     def view(self, ref: BufferRef) -> np.ndarray:
-        """See SharingDriver; the buffer is mapped at the first call, once for all.
+        """See SharingDriver; a buffer that was made here is mapped at the first call, once for all.
 
         OpenCL leaves open what kernels do with a mapped buffer. Where the driver computes in place, which is tried
         before sharing is announced, the mapping is the buffer itself, and waiting for the queue is enough.
         """
-        whole = self._maps.get(ref.buffer.int_ptr)
+        key = ref.buffer.int_ptr
+        whole = self._maps.get(key)
         if whole is None:
-            whole = self._maps[ref.buffer.int_ptr] = self._map(ref.buffer)
+            whole = self._map(ref.buffer)
+            if key in self._maps:  # nobody says here when another buffer goes
+                self._maps[key] = whole
         return whole[ref.offset : ref.offset + ref.nbytes]
 
     def wrap(self, array: np.ndarray) -> cl.Buffer:
@@ -105,7 +117,7 @@ class OpenCLDriver:
             # PyOpenCL's cache is off: the runtimes keep their own, and ours is keyed by content.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", cl.CompilerWarning)  # Intel's compiler reports that it succeeded
-                program: cl.Program = cl.Program(self.context, source).build(options, cache_dir=False)  # type: ignore[arg-type]
+                program: cl.Program = cl.Program(self.context, source).build(options, [self.device], cache_dir=False)  # type: ignore[arg-type]
             return program
         except cl.RuntimeError as e:
             log = str(e).strip()

@@ -66,7 +66,9 @@ class FakeCuda:
     def malloc(self, nbytes: int) -> int:
         if sum(a.size for a in self.allocations.values()) + nbytes > self.memory:
             raise CUDARuntimeError(2, "cudaErrorMemoryAllocation: out of memory")
-        block = np.full(nbytes, 0xFF, np.uint8)
+        raw = np.full(nbytes + 256, 0xFF, np.uint8)
+        start = -raw.ctypes.data % 256  # as cudaMalloc aligns
+        block = raw[start : start + nbytes]
         self.allocations[block.ctypes.data] = block
         return block.ctypes.data
 
