@@ -239,7 +239,8 @@ def test_parts_of_pyopencl_arrays(options):
     arrays = pytest.importorskip("pyopencl.array")
     from gpurt_opencl import discovery
 
-    queue = cl.CommandQueue(cl.Context([discovery.devices()[0][1]]))
+    context = cl.Context([discovery.devices()[0][1]])
+    queue = cl.CommandQueue(context)
     model = make_model([n("Exp", ["x"], ["y"])], {"x": (F32, [2, 3])}, ["y"])
     s = gpurt.InferenceSession(model, providers=[("opencl", {**options, "queue": queue}), "cpu"])
     whole = RNG.standard_normal((5, 3), dtype=np.float32)
