@@ -18,6 +18,7 @@ from gpurt.partitioner.maxflow import INFINITE, FlowGraph
 
 _STEPS: Final = 3_000_000  # of a cut, about a second; past that the moves of whole islands have to do
 _ROUNDS: Final = 6
+_MANY: Final = 2000  # vertices from which on time matters more than another starting point
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ def solve(problem: Problem) -> list[int]:
             starts.append(whole)
     if count <= 2:
         starts = starts[:1]  # one cut is the optimum from anywhere
+    elif len(problem.unary) > _MANY:
+        starts = starts[:2]
     found = [_improved(problem, list(start)) for start in starts]
     return min(found, key=problem.cost)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -51,10 +51,9 @@ class Pins:
 
     def find(self, node: ir.Node) -> tuple[str, int] | None:
         """The pin that holds for a node: its key and the provider's position."""
-        found = self._find(node)
-        if found is not None:
-            self._unused.discard(found[0])
-        return found
+        found = list(self._fitting(node))
+        self._unused.difference_update(key for key, _ in found)
+        return found[0] if found else None
 
     def exact(self, key: str) -> bool:
         """Whether a key is one node's name, and no group's."""
@@ -65,17 +64,20 @@ class Pins:
         for key in sorted(self._unused):
             logger.warning("the pin %r fits no node of the optimized model", key)
 
-    def _find(self, node: ir.Node) -> tuple[str, int] | None:
+    def _fitting(self, node: ir.Node) -> Iterator[tuple[str, int]]:
+        """All pins that a node answers to, the one that wins first."""
         name = node.name or ""
         if name in self._names:
-            return self._names[name]
+            yield self._names[name]
         for key, value, pin, position in self._metadata:
             if node.metadata_props.get(key) == value:
-                return pin, position
+                yield pin, position
         for pattern, position in self._patterns:
-            if fnmatch.fnmatchcase(name, pattern):
-                return pattern, position
-        return self._operators.get(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
+            if pattern != name and fnmatch.fnmatchcase(name, pattern):
+                yield pattern, position
+        operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        if operator in self._operators:
+            yield self._operators[operator]
 
 
 def _position(key: str, device: str, providers: Sequence[Provider]) -> int:

@@ -212,7 +212,7 @@ def spaces(providers: Sequence[Provider]) -> list[int]:
 
 
 def transfer_seconds(provider: Provider, rates: Rates, nbytes: float) -> tuple[float, float]:
-    """Seconds to read so many bytes from a device, and to write them; a wait alone where it shares the host's memory."""
+    """Seconds to read so many bytes from a device, and to write them; a wait where it shares the host's memory."""
     if isinstance(provider, DeviceMemory) and provider.shares_host:
         return rates.sync, rates.view
     return rates.sync + nbytes / rates.read, rates.launch + nbytes / rates.write
