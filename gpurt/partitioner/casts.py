@@ -54,6 +54,15 @@ class Widener:
 
         Returns the inserted nodes with the positions of their providers, or None if no wider dtype helps.
         """
+        found = self._find(node, position)
+        return None if found is None else self._insert(node, *found, position)
+
+    def can(self, node: ir.Node, position: int) -> bool:
+        """Whether casts would help; nothing is changed."""
+        return self._find(node, position) is not None
+
+    def _find(self, node: ir.Node, position: int) -> tuple[NodeView, NodeView, np.dtype, np.dtype] | None:
+        """The node as it is and as it would be, and the two dtypes."""
         if node.op_type in _TYPED | _BY_STEPS:
             return None
         if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
@@ -66,7 +75,7 @@ class Widener:
             for wide in dtypes.WIDER[dtype]:
                 variant = _variant(view, dtype, wide)
                 if variant is not None and self._claims(position, variant):
-                    return self._insert(node, view, variant, dtype, wide, position)
+                    return view, variant, dtype, wide
         return None
 
     def _claims(self, position: int, node: NodeView) -> bool:
