@@ -212,6 +212,35 @@ def test_layers_beyond_the_memory_limit_run_on_the_next_provider(fast, partition
     assert "memory_limit" in reasons[0]["fast:0"]
 
 
+def test_casts_run_where_the_widened_node_runs(fast, monkeypatch):
+    from gpurt_sim import DTYPES
+
+    bf16 = TensorProto.BFLOAT16
+    take = fast.get_capability
+
+    def capable(self, graph):
+        """Casts of all types, MatMul of float16 and float32, nothing of bfloat16."""
+        answer = take(self, graph)
+        claims, refused = list(answer.claims), dict(answer.refused)
+        for node in graph.nodes:
+            types = {v.dtype for v in (*node.inputs, *node.outputs) if v is not None}
+            if node.op_type == "Cast" or (node.op_type == "MatMul" and types == {np.dtype(np.float32)}):
+                refused.pop(node.name, None)
+                claims.append((node.name,))
+        return type(answer)(claims, refused)
+
+    assert np.dtype(np.float32) not in DTYPES
+    monkeypatch.setattr(fast, "get_capability", capable)
+    nodes = [n("MatMul", ["x", "x"], ["a"], "one"), n("MatMul", ["a", "a"], ["y"], "two")]
+    model = make_model(nodes, {"x": (bf16, [512, 512])}, ["y"])
+    options = gpurt.SessionOptions(partitioning="cost", cache_dir=False)
+    dry = gpurt.InferenceSession(model, options, providers=["fast:0", "fast:1", "cpu"], dry_run=True)
+    report = dry.explain().to_dict()
+    assert {r["device"] for r in report["nodes"]} == {"fast:0"}
+    assert len(report["casts"]) == 4
+    assert {c["value"] for c in report["copies"]} == {"x", "y"}
+
+
 def test_a_dry_run_decides_and_does_not_run(fast):
     model = pair(512)
     dry = gpurt.InferenceSession(model, gpurt.SessionOptions(partitioning="cost", cache_dir=False),
