@@ -72,7 +72,8 @@ class SessionOptions:
         disabled_optimizers: names of optimizations that shall not run, global ones and rules; see gpurt.optimizer.
         transformers: optimizations added with :meth:`add_transformer`.
         partitioning: ``greedy``: the first provider in the list that can run a node takes it (ONNX Runtime's way).
-            ``cost``: the placement whose estimated work and copies take least; the order of the list is a preference.
+            ``cost``, the default: the placement whose estimated work and copies take least; the list's order is a
+            preference.
         pins: where nodes must run: a node's name, ``meta:key=value``, a pattern over names, or ``op:Conv``, each to a
             device of the session (``"opencl:1"``, ``"cpu"``); in this order they win over one another.
         strict: an unusable provider in the list, or a node that falls to the appended cpu, is an error. Default False.
@@ -134,7 +135,7 @@ class SessionOptions:
             "log_severity_level": -1,
             "log_verbosity_level": 0,
             "logid": "",
-            "partitioning": "greedy",
+            "partitioning": "cost",
             "pins": {},
             "plan_cache_bytes": 2 << 30,
             "plan_cache_size": 32,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
+from gpurt import logs
 from gpurt.errors import InvalidArgument, suggest
 from gpurt.provider import Provider
 
-logger = logging.getLogger(__name__)
+logger = logs.get(__name__)
 
 
 class Pins:

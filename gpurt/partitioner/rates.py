@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import platform
 import threading
@@ -23,6 +22,7 @@ from typing import Any, Final, cast
 import numpy as np
 from platformdirs import user_cache_dir
 
+from gpurt import logs
 from gpurt.errors import GpurtError
 from gpurt.graph.view import GraphView, NodeView, ValueView
 from gpurt.infer import infer
@@ -41,7 +41,7 @@ from gpurt.provider import (
 )
 from gpurt.spec import Spec, Unknown
 
-logger = logging.getLogger(__name__)
+logger = logs.get(__name__)
 
 VERSION: Final = 1  # of the probes and of the file's form
 _BUDGET: Final = 0.3  # seconds of measuring, kernel builds not counted

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import onnx
 import onnx_ir as ir
@@ -156,7 +156,7 @@ class InferenceSession:
         self._dry: Explanation | None = None
         if dry_run:
             self._dry = predict(loaded.model, self._providers, owners, groups, self._decisions, settings)
-            self._site = self._residence = self._runner = NotCompiled()  # type: ignore[assignment]
+            self._site, self._residence = cast("Site", NotCompiled()), cast("Residence", NotCompiled())
             return
         compiler = Compiler(self._providers, owners, groups, self._decisions)
         self._compiled = compiler.compile(Views().graph(loaded.model.graph))

@@ -59,10 +59,11 @@ def host_rates(monkeypatch):
     monkeypatch.setattr(measured, "_KNOWN", {})
 
 
-def session(model, providers=("fast", "cpu"), **options):
+def session(model, providers=("fast", "cpu"), expected=None, **options):
     options.setdefault("cache_dir", False)
     options.setdefault("partitioning", "cost")
-    return gpurt.InferenceSession(model, gpurt.SessionOptions(**options), providers=list(providers))
+    return gpurt.InferenceSession(model, gpurt.SessionOptions(**options), providers=list(providers),
+                                  expected_shapes=expected)  # fmt: skip
 
 
 def where(s):
@@ -146,11 +147,9 @@ def test_a_branch_stays_with_what_it_captures(fast):
 
 
 def test_shape_arithmetic_stays_on_the_host(fast):
-    nodes = [n("Shape", ["x"], ["s"], "shape"),
-             n("MatMul", ["x", "x"], ["a"], "m"), n("Reshape", ["a", "s"], ["b"], "r"),
-             n("Neg", ["b"], ["y"], "neg")]  # fmt: skip
-    placed = where(session(make_model(nodes, {"x": (F16, ["n", "n"])}, ["y"])))
-    assert placed["shape"] == "cpu"
+    nodes = [n("Shape", ["x"], ["s"], "shape"), n("MatMul", ["x", "x"], ["y"], "m")]
+    placed = where(session(make_model(nodes, {"x": (F16, ["n", "n"])}, ["y", "s"]), expected={"x": (512, 512)}))
+    assert placed == {"shape": "cpu", "m": "fast:0"}
 
 
 def test_pins_by_name_metadata_pattern_and_operator(fast):
@@ -211,6 +210,35 @@ def test_layers_beyond_the_memory_limit_run_on_the_next_provider(fast, partition
     np.testing.assert_array_equal(s.run(None, {"v0": x})[0], session(model, ["cpu"]).run(None, {"v0": x})[0])
     reasons = [r["refused"] for r in s.explain().to_dict()["nodes"] if r["name"] == "layer7"]
     assert "memory_limit" in reasons[0]["fast:0"]
+
+
+def test_casts_run_where_the_widened_node_runs(fast, monkeypatch):
+    from gpurt_sim import DTYPES
+
+    bf16 = TensorProto.BFLOAT16
+    take = fast.get_capability
+
+    def capable(self, graph):
+        """Casts of all types, MatMul of float16 and float32, nothing of bfloat16."""
+        answer = take(self, graph)
+        claims, refused = list(answer.claims), dict(answer.refused)
+        for node in graph.nodes:
+            types = {v.dtype for v in (*node.inputs, *node.outputs) if v is not None}
+            if node.op_type == "Cast" or (node.op_type == "MatMul" and types == {np.dtype(np.float32)}):
+                refused.pop(node.name, None)
+                claims.append((node.name,))
+        return type(answer)(claims, refused)
+
+    assert np.dtype(np.float32) not in DTYPES
+    monkeypatch.setattr(fast, "get_capability", capable)
+    nodes = [n("MatMul", ["x", "x"], ["a"], "one"), n("MatMul", ["a", "a"], ["y"], "two")]
+    model = make_model(nodes, {"x": (bf16, [512, 512])}, ["y"])
+    options = gpurt.SessionOptions(partitioning="cost", cache_dir=False)
+    dry = gpurt.InferenceSession(model, options, providers=["fast:0", "fast:1", "cpu"], dry_run=True)
+    report = dry.explain().to_dict()
+    assert {r["device"] for r in report["nodes"]} == {"fast:0"}
+    assert len(report["casts"]) == 4
+    assert {c["value"] for c in report["copies"]} == {"x", "y"}
 
 
 def test_a_dry_run_decides_and_does_not_run(fast):
