@@ -7,22 +7,20 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, ClassVar, cast
 
 import onnx
-import onnx_ir as ir
 
 from gpurt import logs, registry
 from gpurt.autodiff import differentiate
-from gpurt.errors import InvalidArgument, Unsupported, suggest
+from gpurt.errors import InvalidArgument, suggest
 from gpurt.loader import GraphInput, Views, load
 from gpurt.optimizer import optimize
 from gpurt.optimizer.settle import settle
 from gpurt.options import SessionOptions
 from gpurt.partitioner import Assigner, Compiler, Decisions, Settings
-from gpurt.partitioner.assign import CONTROL, SHAPE_REASON
 from gpurt.partitioner.rates import folder as cache_folder
 from gpurt.plan.cache import PlanCache
 from gpurt.plan.destination import LEAVE, Destination, Target
@@ -33,7 +31,8 @@ from gpurt.session.binding import IOBinding
 from gpurt.session.dry_run import NotCompiled, check_shapes, predict
 from gpurt.session.explain import Explanation, explain
 from gpurt.session.feeds import check_feeds
-from gpurt.session.opening import asked, open_providers, with_threads
+from gpurt.session.node_arg import NodeArg, arg
+from gpurt.session.opening import asked, check_strict, open_providers, with_threads
 from gpurt.session.profiling import Profile
 from gpurt.session.residence import Residence, check_apart
 from gpurt.session.results import owned, result, root
@@ -43,21 +42,6 @@ from gpurt.session.warmup import Shapes, listed, zeros
 from gpurt.session.workers import Workers
 
 logger = logs.get(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class NodeArg:
-    """An input or output of a model.
-
-    Attributes:
-        name: its name.
-        shape: for each dimension an int, a symbolic name or None; None where the rank is not known.
-        type: ONNX type string: ``tensor(float)``, ``seq(map(int64,tensor(float)))``.
-    """
-
-    name: str
-    shape: list[int | str | None] | None
-    type: str
 
 
 class InferenceSession:
@@ -146,7 +130,7 @@ class InferenceSession:
         self._decisions.applied = [{**asdict(a), "kind": str(a.kind), "level": int(a.level)} for a in report.applied]
         self._decisions.misses = [{"rule": m.rule, "node": m.node, "reason": m.reason} for m in report.misses]
         if appended:
-            _check_strict(loaded.model, owners, self._providers.index(host), self._decisions)
+            check_strict(loaded.model, owners, self._providers.index(host), self._decisions)
         times["partition"] = time.perf_counter()
         self._inputs: list[GraphInput] = loaded.inputs
         self._outputs: list[GraphInput] = loaded.outputs
@@ -335,15 +319,15 @@ class InferenceSession:
 
     def get_inputs(self) -> list[NodeArg]:
         """What has to be fed."""
-        return [_arg(i) for i in self._inputs if i.name not in self._overridable]
+        return [arg(i) for i in self._inputs if i.name not in self._overridable]
 
     def get_outputs(self) -> list[NodeArg]:
         """What can be fetched."""
-        return [_arg(o) for o in self._outputs]
+        return [arg(o) for o in self._outputs]
 
     def get_overridable_initializers(self) -> list[NodeArg]:
         """Inputs that have a default in the model."""
-        return [_arg(i) for i in self._inputs if i.name in self._overridable]
+        return [arg(i) for i in self._inputs if i.name in self._overridable]
 
     def get_providers(self) -> list[str]:
         """Names of the providers in use, in priority order."""
@@ -396,25 +380,6 @@ class InferenceSession:
                     remedy=f"Its outputs are {', '.join(known)}",
                 )
         return [known.index(name) for name in output_names]
-
-
-def _arg(info: GraphInput) -> NodeArg:
-    return NodeArg(info.name, None if info.shape is None else list(info.shape), info.type)
-
-
-def _check_strict(model: ir.Model, owners: Mapping[str, int], host: int, decisions: Decisions) -> None:
-    """Under strict the appended host may only do shape arithmetic and control flow."""
-    for node in model.graph.all_nodes():
-        refused = decisions.refused.get(node.name or "", {})
-        if owners.get(node.name or "") != host or node.op_type in CONTROL or SHAPE_REASON in refused.values():
-            continue
-        why = "; ".join(f"{d}: {r}" for d, r in refused.items())
-        raise Unsupported(
-            f"no provider in the list can run {node.op_type}: {why}",
-            node=node.name,
-            op=node.op_type,
-            remedy='Add "cpu" to the providers, or leave strict off',
-        )
 
 
 def _set_threads(count: int) -> None:

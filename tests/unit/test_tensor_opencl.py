@@ -328,7 +328,7 @@ def test_a_profile_shows_what_was_launched(tmp_path):
     """A cache that is appended to in place: one kernel, and no copy but that of the new rows."""
     model = make_model([n("TensorScatter", ["past", "new"], ["present"], axis=1)],
                        {"past": (F32, [1, 4, 8]), "new": (F32, [1, 1, 8])}, ["present"], opset=24)  # fmt: skip
-    s = gpurt.InferenceSession(model, providers=["opencl:0", "cpu"])
+    s = gpurt.InferenceSession(model, GREEDY, providers=["opencl:0", "cpu"])
     cache = Tensor.from_numpy(np.zeros((1, 4, 8), np.float32), "opencl:0")
     binding = s.io_binding()
     binding.bind_ortvalue_input("past", cache)
