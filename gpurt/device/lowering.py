@@ -11,11 +11,13 @@ import numpy as np
 
 import gpurt_kernels
 from gpurt.device.driver import DeviceInfo
+from gpurt.device.scalars import SizedScalar
 from gpurt.device.table import OpTable
 from gpurt.graph.view import NodeView, ValueView
 from gpurt.infer import infer
 from gpurt.provider import Operand, Refused
 from gpurt.spec import Spec, Unknown
+from gpurt.symbolic import Size, pinned
 
 if TYPE_CHECKING:
     from gpurt.device.epilogue import Epilogue
@@ -56,7 +58,7 @@ class Launch:
 
     source: str
     entry: str
-    args: tuple[Ref | np.generic, ...]
+    args: tuple[Ref | np.generic | SizedScalar, ...]
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
 
@@ -173,7 +175,8 @@ class Lowering:
         Args:
             source: a file of gpurt_kernels ("reduce.cl") or, when it contains a line break, the kernel text itself.
             entry: the kernel's name.
-            args: tensors and NumPy scalars (np.int32(n), np.float32(eps)) in the kernel's order.
+            args: tensors and NumPy scalars in the kernel's order; numbers that come from shapes as i32(n) and i64(n) of
+                gpurt.device.scalars, so that a plan for other sizes can set them again.
             grid: number of groups in up to three dimensions; nothing is launched when one of them is 0.
             block: items of a group; the kernel's KFN must state the same.
             types: role -> dtype, for type_macros: {"T": x.dtype}.
@@ -181,13 +184,13 @@ class Lowering:
         """
         body = source if "\n" in source else gpurt_kernels.text(source)
         text = self.program(body, types or {}, defines or {})
-        full_grid, full_block = _three(grid), _three(block)
+        full_grid, (one, two, three) = _three(grid), pinned(_three(block))
         if math.prod(full_grid) == 0:
             return
         for limit, n in zip((2**31 - 1, 65535, 65535), full_grid, strict=True):
             if n > limit:
                 raise Refused(f"{self.node.op}: a grid of {n} groups is over the limit {limit}")
-        self.emitted.launches.append(Launch(text, entry, tuple(args), full_grid, full_block))
+        self.emitted.launches.append(Launch(text, entry, tuple(args), full_grid, (one, two, three)))
 
     def call(self, name: str, fn: Callable[..., None], *args: Any) -> None:
         """Emit a call of a vendor library's routine; Refs become device pointers, the stream comes last."""
@@ -254,4 +257,5 @@ class Lowering:
 
 def _three(values: Sequence[int]) -> tuple[int, int, int]:
     filled = (*values, 1, 1, 1)[:3]
-    return int(filled[0]), int(filled[1]), int(filled[2])
+    one, two, three = (n if isinstance(n, Size) else int(n) for n in filled)
+    return one, two, three

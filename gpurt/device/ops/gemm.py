@@ -14,6 +14,7 @@ import gpurt_kernels
 from gpurt.device.epilogue import Epilogue
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.matrices import Columns, Mat, Panels, position_count
+from gpurt.device.scalars import i32, i64
 from gpurt.provider import Refused
 
 FLOAT32: Final = np.dtype(np.float32)
@@ -188,7 +189,7 @@ class _Product:
         """Rows an item computes: all, unless there are too few tiles of columns to keep every core busy."""
         items = min(8 * self.c.info.compute_units, max(m * n * k // 32768, 1))
         parts = max(-(-items // max(tiles * math.prod(self.batch), 1)), 1)
-        return max(math.ceil(m / parts / rows), 1) * rows
+        return max(-(-m // (parts * rows)), 1) * rows
 
     def _pack(self, b: Mat) -> Panels:
         _, n, k = self.size
@@ -287,7 +288,7 @@ class _Product:
         if self.epilogue is None:
             return args
         self._text, more = self.epilogue.text()
-        return [*args, np.int64(y.ref.offset), *more]
+        return [*args, i64(y.ref.offset), *more]
 
     def _added(self, add: Mat | None, acc: np.dtype) -> list[Ref | np.generic]:
         if add is None:
@@ -324,7 +325,7 @@ def as_float(c: Lowering, ref: Ref) -> Ref:
     c.launch(
         gpurt_kernels.text("batch.h") + gpurt_kernels.text("gemm_pack.cl"),
         "to_float",
-        [ref, converted, np.int64(ref.size)],
+        [ref, converted, i64(ref.size)],
         [-(-ref.size // 4096)],
         types={"T": ref.dtype},
         defines={"HAS_C": 0},
@@ -333,8 +334,8 @@ def as_float(c: Lowering, ref: Ref) -> Ref:
 
 
 def _i32(*values: int) -> list[np.generic]:
-    return [np.int32(v) for v in values]
+    return [i32(v) for v in values]
 
 
 def _i64(*values: int) -> list[np.generic]:
-    return [np.int64(v) for v in values]
+    return [i64(v) for v in values]

@@ -9,6 +9,7 @@ import numpy as np
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering
 from gpurt.device.ops.movement import BITS, launch_rows
+from gpurt.device.scalars import i64
 from gpurt.device.table import ANY, COMPUTED, NUMERIC, STORED, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import axis as front
@@ -81,7 +82,7 @@ def one_hot(c: Lowering) -> None:
         c,
         _ONE_HOT,
         "one_hot",
-        [indices, c.input(2), y, np.int64(depth)],
+        [indices, c.input(2), y, i64(depth)],
         rows,
         inner,
         types={"T": BITS[y.dtype.itemsize], "I": indices.dtype},
@@ -99,7 +100,7 @@ def eye_like(c: Lowering) -> None:
     """EyeLike-22: the input says only the shape and the type."""
     y = c.output()
     rows, columns = y.shape
-    launch_rows(c, _EYE, "eye", [y, np.int64(c.node.attr("k", 0))], rows, columns, types={"T": y.dtype})
+    launch_rows(c, _EYE, "eye", [y, i64(c.node.attr("k", 0))], rows, columns, types={"T": y.dtype})
 
 
 @op("ConstantOfShape", types=ANY, host=(0,))

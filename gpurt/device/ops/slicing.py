@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering
 from gpurt.device.ops.movement import BITS, Dim, launch_rows, strided_copy, strides
 from gpurt.device.ops.pad import pad_window
+from gpurt.device.scalars import i64
 from gpurt.device.table import STORED, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import axes as fronts
@@ -92,7 +91,7 @@ def trilu(c: Lowering) -> None:
         c,
         _TRILU,
         "trilu",
-        [x, c.output(), np.int64(height), np.int64(max(min(k, 2**31), -(2**31)))],
+        [x, c.output(), i64(height), i64(max(min(k, 2**31), -(2**31)))],
         math.prod(x.shape[:-1]),
         width,
         types={"T": BITS[x.dtype.itemsize]},
@@ -117,7 +116,7 @@ def reverse_sequence(c: Lowering) -> None:
         c,
         _REVERSE,
         "reverse_sequence",
-        [x, c.input(1), c.output(), np.int64(outer), np.int64(middle)],
+        [x, c.input(1), c.output(), i64(outer), i64(middle)],
         outer * middle,
         math.prod(x.shape[2:]),
         types={"T": BITS[x.dtype.itemsize]},
