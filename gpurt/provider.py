@@ -19,6 +19,7 @@ import numpy as np
 
 from gpurt.graph.view import GraphView, NodeView
 from gpurt.spec import Spec
+from gpurt.symbolic import Size
 
 PROVIDER_API: Final = (1, 0)
 """Version of this contract: a provider of another major version is refused; a minor one adds optional members."""
@@ -125,6 +126,9 @@ class Bound(Protocol):
     def rebind(self, operand: int, ref: BufferRef) -> None:
         """Point one operand (position in UnitPlan.operands) at other memory."""
 
+    def resize(self, values: Sequence[int]) -> None:
+        """Optional: set what depends on sizes again; one number for each of UnitPlan.sizes."""
+
 
 @dataclass(slots=True)
 class UnitPlan:
@@ -137,6 +141,7 @@ class UnitPlan:
         inplace: output position -> input positions whose memory it may take if nobody reads them later.
         bind: memory for the operands -> bound steps.
         kernels: names of what is launched, for explain and traces.
+        sizes: symbolic sizes (gpurt.symbolic.Size) that its launches depend on; then what bind returns has resize.
     """
 
     outputs: Sequence[Spec]
@@ -145,6 +150,7 @@ class UnitPlan:
     inplace: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     bind: Callable[[Sequence[BufferRef]], Bound] | None = None
     kernels: Sequence[str] = ()
+    sizes: Sequence[Size] = ()
 
 
 class Unit(Protocol):
@@ -176,6 +182,10 @@ class DeviceUnit(Unit, Protocol):
     @property
     def host_inputs(self) -> frozenset[int]:
         """Positions of inputs whose content must be known when the unit is planned (axes, pads, sizes)."""
+
+    symbolic: bool
+    """Optional: plan takes specs whose shapes have symbolic sizes (gpurt.symbolic.Size) and keeps no size but in
+    UnitPlan's own attributes. A unit that does not say so is given plain numbers, and its plan serves these alone."""
 
     def plan(self, inputs: Sequence[Spec | None]) -> UnitPlan:
         """Plan for these inputs.

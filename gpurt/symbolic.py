@@ -232,6 +232,14 @@ class Size:
         return (self.__index__() >= other) if o is None else self._compare(other, ">=", "<", self.value >= o[0])
 
 
+def key(value: Any) -> Any:
+    """What stands for a size among the keys of a dictionary, without a guard: equal expressions are one key.
+
+    For what may as well find two sizes different that are equal at hand.
+    """
+    return value.text if isinstance(value, Size) else value
+
+
 def plain(value: Any) -> int:
     """The number at hand of a size, or the number itself, without a guard: for what does not decide anything."""
     return value.value if isinstance(value, Size) else int(value)
@@ -323,23 +331,39 @@ class Expressions:
     def __init__(self, guards: Guards) -> None:
         self._guards = guards
         self._index: dict[str, int] = {}
+        self._function: Any = None
+        self._compiled = 0
 
     def index(self, size: Size) -> int:
         """Where a size's value is in what the compiled function returns."""
         return self._index.setdefault(size.text, len(self._index))
 
-    def compile(self, limits: Sequence[tuple[Size, int]]) -> tuple[Any, Any]:
-        """Two functions of the symbols: whether all guards and limits (size <= number) hold; the values as a tuple."""
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def values(self, symbols: Sequence[int]) -> tuple[int, ...]:
+        """The values of all sizes for these symbols."""
+        if self._function is None or self._compiled < len(self._index):
+            texts = "".join(f"{text}, " for text in self._index)
+            self._function, self._compiled = self._make(f"({texts})"), len(self._index)
+        found: tuple[int, ...] = self._function(*symbols)
+        return found
+
+    def compile(self, limits: Sequence[tuple[Size, int]]) -> Any:
+        """A function of the symbols: whether all guards and limits (size <= number) hold."""
         tests = list(self._guards.conditions)
         tests += dict.fromkeys(f"{size.text} <= {most}" for size, most in limits)
-        symbols = ", ".join(self._guards.symbols)
-        source = (
-            f"def holds({symbols}):\n    return {' and '.join(tests) or 'True'}\n"
-            f"def values({symbols}):\n    return ({''.join(f'{text}, ' for text in self._index)})\n"
-        )
+        return self._make(" and ".join(tests) or "True")
+
+    def _make(self, expression: str) -> Any:
         scope: dict[str, Any] = {}
+        source = f"def function({', '.join(self._guards.symbols)}):\n    return {expression}\n"
         exec(compile(source, "<sizes>", "exec"), scope)  # noqa: S102 - text that only this module has written
-        return scope["holds"], scope["values"]
+        return scope["function"]
+
+
+class NeedsNumbers(Exception):
+    """Raised by what cannot work with sizes in a place where a guard would not do; it is asked again with numbers."""
 
 
 def pinned(values: Iterable[Any]) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ from gpurt.device.scalars import i64, u32
 from gpurt.device.steps import Step, collapse, eight_wide
 from gpurt.dtypes import kernel_name
 from gpurt.provider import Refused
+from gpurt.symbolic import key
 
 MOST_OPERANDS: Final = 48
 _BLOCK: Final = 256
@@ -146,7 +147,7 @@ class Kernel:
             for x in step.operands:
                 if isinstance(x, Ref):
                     # The same tensor may come as several Ref objects.
-                    x = seen.setdefault((id(x.operand), x.offset, x.dtype, x.shape), x)
+                    x = seen.setdefault((id(x.operand), key(x.offset), x.dtype, tuple(map(key, x.shape))), x)
                 refs.append(x if isinstance(x, Ref) else None)
                 args.append(None if x is None else names.get(id(x)) or f"x{len(names)}")
                 if isinstance(x, Ref):

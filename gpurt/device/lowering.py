@@ -16,8 +16,8 @@ from gpurt.device.table import OpTable
 from gpurt.graph.view import NodeView, ValueView
 from gpurt.infer import infer
 from gpurt.provider import Operand, Refused
-from gpurt.spec import Spec, Unknown
-from gpurt.symbolic import Size, pinned
+from gpurt.spec import SizedSpec, Spec, Unknown
+from gpurt.symbolic import NeedsNumbers, Size, pinned
 
 if TYPE_CHECKING:
     from gpurt.device.epilogue import Epilogue
@@ -139,8 +139,18 @@ class Lowering:
 
     def ints(self, position: int) -> list[int] | None:
         """Content of a small integer input as a flat list; None where it is left out."""
+        spec = self.specs[position] if position < len(self.specs) else None
+        if isinstance(spec, SizedSpec):
+            return list(spec.sizes.reshape(-1))
         array = self.const(position)
         return None if array is None else [int(v) for v in np.ravel(array)]
+
+    def number(self, position: int) -> Any:
+        """Content of an input of one number: a Python number, or a Size."""
+        spec = self.specs[position]
+        if isinstance(spec, SizedSpec):
+            return spec.sizes.reshape(())[()]
+        return np.asarray(self.const(position)).reshape(()).item()
 
     def temp(self, dtype: np.dtype, shape: Sequence[int]) -> Ref:
         """Workspace that lives as long as the unit's launches."""
@@ -194,6 +204,11 @@ class Lowering:
 
     def call(self, name: str, fn: Callable[..., None], *args: Any) -> None:
         """Emit a call of a vendor library's routine; Refs become device pointers, the stream comes last."""
+        # The function may hold whatever it was made of, so no size may have been among that.
+        if any(isinstance(n, Size) for s in (*self.specs, *self.outs) if s is not None for n in s.shape):
+            raise NeedsNumbers(name)
+        if any(isinstance(s, SizedSpec) for s in self.specs):
+            raise NeedsNumbers(name)
         self.emitted.launches.append(Call(name, fn, args))
 
     def alias(self, output: int = 0, source: int = 0, offset: int = 0) -> None:

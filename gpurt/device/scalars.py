@@ -28,6 +28,11 @@ def i64(value: Any) -> Any:
     return SizedScalar(np.int64, value) if isinstance(value, Size) else np.int64(value)
 
 
+def scalar(dtype: np.dtype, value: Any) -> Any:
+    """An argument of a dtype, kept as a SizedScalar where the value is a Size."""
+    return SizedScalar(dtype.type, value) if isinstance(value, Size) else dtype.type(value)
+
+
 def u32(value: Any) -> Any:
     """An unsigned 32-bit argument: np.uint32, or a SizedScalar of it where the value is a Size."""
     return SizedScalar(np.uint32, value) if isinstance(value, Size) else np.uint32(value)

@@ -15,6 +15,7 @@ import numpy as np
 from gpurt.graph.view import NodeView
 from gpurt.infer import infer
 from gpurt.partitioner.result import CompiledGraph, ControlItem, UnitItem
+from gpurt.plan.sizes import fold_sizes, sized
 from gpurt.plan.steps import (
     DeviceStep,
     Draft,
@@ -28,8 +29,9 @@ from gpurt.plan.steps import (
     ViewStep,
     WriteStep,
 )
-from gpurt.provider import DeviceUnit, HostUnit, Operand, Refused
-from gpurt.spec import Spec, Unknown
+from gpurt.provider import DeviceUnit, HostUnit, Operand, Refused, UnitPlan
+from gpurt.spec import SizedSpec, Spec, Unknown
+from gpurt.symbolic import NeedsNumbers, pinned, plain
 
 FOLD_BYTES: Final = 1 << 20  # larger constants of a plan would cost more to keep than to compute
 KEYED_ELEMENTS: Final = 256  # host values up to this size can be part of a plan's key
@@ -49,6 +51,9 @@ class Planning(Protocol):
 
     def fallback(self, item: UnitItem, reason: str) -> Sequence[UnitItem]:
         """Units of the next providers for a unit that was refused; raises NotImplemented if there is none."""
+
+    def handed_on(self, item: UnitItem) -> bool:
+        """Whether fallback was asked about this unit before."""
 
 
 class _Cut(Exception):
@@ -72,6 +77,7 @@ class Builder:
         self._slotted = slotted  # entry values copied into slots of the plan, instead of memory of their own
         self._devices = devices
         self._shared = shared  # spaces whose devices compute in the host's memory
+        self._symbolic = any(map(sized, held.values()))
         self._lasting: set[Slot] = set()
         self._busy: set[int] = set()  # spaces whose queue may still work for this plan
         self._steps: list[Step] = []
@@ -105,7 +111,7 @@ class Builder:
             place = self._places[name]
             if final and outputs_to_host:
                 self._on_host(name, "graph output")
-            elif place.spec is not None and place.spec.const is not None and place.register is None:
+            elif _known(place.spec) and place.register is None:
                 self._on_host(name, "")
             if place.entry != name or final:  # what was held before stays held
                 outputs.append((name, place))
@@ -168,14 +174,21 @@ class Builder:
         try:
             self._device_unit(unit, space)  # type: ignore[arg-type]
         except Refused as refusal:
+            self._ordinary(item)
             for replacement in self._planning.fallback(item, refusal.reason):
                 self._unit(replacement)
         except Unknown as unknown:
             if self._steps:
                 raise _Cut from unknown
+            self._ordinary(item)
             # Nothing came before: the content is too large for a key, or the shape depends on data.
             for replacement in self._planning.fallback(item, unknown.reason):
                 self._unit(replacement)
+
+    def _ordinary(self, item: UnitItem) -> None:
+        """A walk over sizes hands on only what a walk over numbers has handed on already."""
+        if self._symbolic and not self._planning.handed_on(item):
+            raise NeedsNumbers(item.unit.nodes[0].op_type)
 
     def _host_unit(self, unit: HostUnit) -> None:
         ins = [-1 if name is None else self._on_host(name, f"read by {unit.nodes[0].op_type}") for name in unit.inputs]
@@ -215,7 +228,7 @@ class Builder:
             if name is not None and spec is None:
                 raise Unknown(f"the shape of {name!r} is known when the model runs")
             specs.append(spec)
-        plan = unit.plan(specs)
+        plan = _planned(unit, specs)
         name_of = unit.inputs
         step = len(self._steps)
         outs: list[Slot] = []
@@ -226,7 +239,7 @@ class Builder:
                 source_name = name_of[source]
                 assert source_name is not None, "an alias of an input that is left out"
                 slot.parent = self._on_device(source_name, space, f"read by {unit.nodes[0].op_type}")
-                slot.shift = offset
+                slot.shift = int(offset)
             else:
                 self._slots.append(slot)
             outs.append(slot)
@@ -264,10 +277,16 @@ class Builder:
             specs: list[Spec | None] = []
             for value in node.inputs:
                 spec = None if value is None else found.get(value.name) or self._places[value.name].spec
-                known = value is None or (spec is not None and spec.const is not None)
+                known = value is None or _known(spec)
                 if not known and (node.op_type not in ("Shape", "Size") or spec is None):
                     return False
                 specs.append(spec)
+            if any(map(sized, specs)):
+                followed = fold_sizes(node, specs)
+                if followed is None:
+                    return False
+                found.update((v.name, s) for v, s in zip(node.outputs, followed, strict=False) if v is not None)
+                continue
             try:
                 outs: Sequence[Spec] = infer(node, specs)
             except (Unknown, ValueError):
@@ -316,7 +335,8 @@ class Builder:
                 place.pending = space
             else:
                 assert place.spec is not None, f"{name} is nowhere"
-                self._preset.append((place.register, place.spec.const))
+                content = place.spec if isinstance(place.spec, SizedSpec) else place.spec.const
+                self._preset.append((place.register, content))
         if cause and place.slots:
             self._copy(name, 0, cause)
         return place.register
@@ -329,7 +349,7 @@ class Builder:
             return slot
         spec = place.spec
         assert spec is not None, f"{name} has no shape"
-        if spec.const is not None and place.register is None:
+        if not isinstance(spec, SizedSpec) and spec.const is not None and place.register is None:
             slot = Slot(space, spec.nbytes, bound=spec.const)
         elif place.entry and place.entry not in self._slotted:
             slot = Slot(space, spec.nbytes, name=place.entry)
@@ -367,4 +387,28 @@ class Builder:
             return  # one memory
         place.copied |= {target}
         source, to = self._devices[place.home], self._devices[target]
-        self._copies.append({"value": name, "from": source, "to": to, "bytes": place.spec.nbytes, "cause": cause})
+        self._copies.append(
+            {"value": name, "from": source, "to": to, "bytes": plain(place.spec.nbytes), "cause": cause}
+        )
+
+
+def _known(spec: Spec | None) -> bool:
+    """Whether the content is known, if only as sizes."""
+    return isinstance(spec, SizedSpec) or (spec is not None and spec.const is not None)
+
+
+def _planned(unit: DeviceUnit, specs: Sequence[Spec | None]) -> UnitPlan:
+    """A unit's plan: with symbolic sizes where the unit takes them, else with their numbers."""
+    if not any(map(sized, specs)):
+        return unit.plan(specs)
+    if getattr(unit, "symbolic", False):
+        # Content that a unit reads on the device is no business of its plan.
+        given = [
+            Spec(s.dtype, s.shape) if isinstance(s, SizedSpec) and i not in unit.host_inputs else s
+            for i, s in enumerate(specs)
+        ]
+        try:
+            return unit.plan(given)
+        except NeedsNumbers:
+            pass
+    return unit.plan([None if s is None else Spec(s.dtype, pinned(s.shape), s.const) for s in specs])

@@ -16,20 +16,48 @@ from gpurt.plan.steps import DeviceStep, Draft, HostStep, ReadStep, Slot, StoreS
 from gpurt.plan.usage import Usage
 from gpurt.plan.values import DeviceTensor, Held, Lease, Run, aligned_empty
 from gpurt.provider import Bound, BufferRef, DeviceMemory
-from gpurt.spec import Spec
+from gpurt.spec import SizedSpec, Spec
+from gpurt.symbolic import Expressions, Size
 
 Op = Callable[[Run, list[Any]], None]
+
+
+class Sizing:
+    """The values that a template's symbols give all sizes of its plan."""
+
+    def __init__(self, expressions: Expressions) -> None:
+        self.expressions = expressions
+
+    def where(self, sizes: Sequence[Size]) -> list[int]:
+        """Positions of sizes among the values."""
+        return [self.expressions.index(s) for s in sizes]
+
+    def spec(self, spec: Spec, values: Sequence[int]) -> Spec:
+        """A spec with numbers in place of its sizes."""
+        if not any(isinstance(n, Size) for n in spec.shape):
+            return spec
+        return Spec(spec.dtype, tuple(self._number(n, values) for n in spec.shape))
+
+    def content(self, spec: SizedSpec, values: Sequence[int]) -> np.ndarray:
+        """The content of a tensor of sizes."""
+        numbers = [self._number(n, values) for n in spec.sizes.reshape(-1)]
+        return np.array(numbers, spec.dtype).reshape(spec.shape)
+
+    def _number(self, n: Any, values: Sequence[int]) -> int:
+        return values[self.expressions.index(n)] if isinstance(n, Size) else int(n)
 
 
 class Plan:
     """Immutable: steps, slots with offsets, blocks by space."""
 
-    def __init__(self, draft: Draft, memories: Sequence[DeviceMemory | None]) -> None:
+    def __init__(self, draft: Draft, memories: Sequence[DeviceMemory | None], sizing: Sizing | None = None) -> None:
         self.end = draft.end
         self.copies = draft.copies
         self._draft = draft
         self._memories = memories
-        self._merge_in_place()
+        self._sizing = sizing
+        if sizing is None:  # else it was done while sizes could still leave guards
+            merge_in_place(draft)
         self._places: dict[Slot, tuple[int, int]] = {}
         self.blocks: dict[int, Sequence[int]] = {}
         self.lower_bounds: dict[int, int] = {}
@@ -51,31 +79,11 @@ class Plan:
         self._retired = False
         self._lock = threading.Lock()
 
-    def _merge_in_place(self) -> None:
-        """Let outputs take the memory of inputs that nobody reads later, where the unit allows it."""
-        for number, step in enumerate(self._draft.steps):
-            if not isinstance(step, DeviceStep):
-                continue
-            by_key = {(o.kind, o.index): s for o, s in zip(step.plan.operands, step.slots, strict=True)}
-            for out, candidates in step.plan.inplace.items():
-                target = by_key.get(("out", out))
-                if target is None or target.parent is not None:
-                    continue
-                for position in candidates:
-                    source = by_key.get(("in", position))
-                    root, shift = source.root() if source is not None else (target, 0)
-                    if root is target or root.name or root.bound is not None or root.last != number:
-                        continue
-                    shared = (s for s in step.slots if s is not source and s.root()[0] is root)
-                    if any(s.root()[1] or s.nbytes != root.nbytes for s in shared):
-                        continue  # another operand is a part of the same memory: it is read after this is written
-                    if shift == 0 and root.nbytes == target.nbytes and root.first < number:
-                        target.parent, target.shift = root, 0
-                        root.last = max(root.last, target.last)
-                        break
+    def execute(self, run: Run, env: dict[str, Held], symbols: tuple[int, ...] = ()) -> None:
+        """Replay over the held values of env; what later steps need is put back into it.
 
-    def execute(self, run: Run, env: dict[str, Held]) -> None:
-        """Replay over the held values of env; what later steps need is put back into it."""
+        A template's plan is given the values of its symbols.
+        """
         with self._lock:
             state = self._pool.pop() if self._pool else None
         if state is None:
@@ -84,6 +92,7 @@ class Plan:
         usage.begin(self.sizes, self.lower_bounds)
         lease = Lease(lambda: run.after(lambda: self._give_back(state, usage)))
         try:
+            state.resize(symbols)
             state.execute(run, env, lease)
         finally:
             usage.yielded(self.yields)
@@ -103,10 +112,10 @@ class Plan:
     def _state(self, run: Run, env: Mapping[str, Held]) -> PlanState:
         """A new state; where memory is short, idle states of all plans make room first."""
         try:
-            return PlanState(self._draft, self._places, self.blocks, self._memories, run, env)
+            return PlanState(self._draft, self._places, self.blocks, self._memories, run, env, self._sizing)
         except OutOfMemory:
             run.relieve()
-        return PlanState(self._draft, self._places, self.blocks, self._memories, run, env)
+        return PlanState(self._draft, self._places, self.blocks, self._memories, run, env, self._sizing)
 
     def _give_back(self, state: PlanState, usage: Usage) -> None:
         usage.end(self.sizes, self.yields)
@@ -114,6 +123,30 @@ class Plan:
             self._pool.append(state)
         if self._retired:
             self.trim()
+
+
+def merge_in_place(draft: Draft) -> None:
+    """Let outputs take the memory of inputs that nobody reads later, where the unit allows it."""
+    for number, step in enumerate(draft.steps):
+        if not isinstance(step, DeviceStep):
+            continue
+        by_key = {(o.kind, o.index): s for o, s in zip(step.plan.operands, step.slots, strict=True)}
+        for out, candidates in step.plan.inplace.items():
+            target = by_key.get(("out", out))
+            if target is None or target.parent is not None:
+                continue
+            for position in candidates:
+                source = by_key.get(("in", position))
+                root, shift = source.root() if source is not None else (target, 0)
+                if root is target or root.name or root.bound is not None or root.last != number:
+                    continue
+                shared = (s for s in step.slots if s is not source and s.root()[0] is root)
+                if any(s.root()[1] or s.nbytes != root.nbytes for s in shared):
+                    continue  # another operand is a part of the same memory: it is read after this is written
+                if shift == 0 and root.nbytes == target.nbytes and root.first < number:
+                    target.parent, target.shift = root, 0
+                    root.last = max(root.last, target.last)
+                    break
 
 
 class PlanState:
@@ -127,8 +160,14 @@ class PlanState:
         memories: Sequence[DeviceMemory | None],
         run: Run,
         env: Mapping[str, Held],
+        sizing: Sizing | None = None,
     ) -> None:
         self._draft = draft
+        self._sizing = sizing
+        self._symbols: tuple[int, ...] = ()
+        self._values: Sequence[int] = ()
+        self._preset = draft.preset
+        self._resizable: list[tuple[Bound, list[int]]] = []
         self._places = places
         self._memories = memories
         self._blocks: dict[int, list[BufferRef]] = {}
@@ -210,6 +249,8 @@ class PlanState:
                 assert step.plan.bind is not None, "a plan with operands has something to bind"
                 bound = step.plan.bind([self._ref(s, run, env) for s in step.slots])
                 batch.extend(bound.steps)
+                if step.plan.sizes and self._sizing is not None:
+                    self._resizable.append((bound, self._sizing.where(step.plan.sizes)))
                 for operand, slot in enumerate(step.slots):
                     self._note_foreign(slot).append((bound, operand, slot.root()[1], slot.nbytes))
                 continue
@@ -220,16 +261,32 @@ class PlanState:
                 ops.append(_store(step, self._memory(step.slot.space), self._ref(step.slot, run, env)))
             elif isinstance(step, ViewStep):
                 self._note_foreign(step.slot)
-                ops.append(_view(step, partial(self._ref, step.slot), self._mapped))
+                ops.append(_view(step, partial(self._ref, step.slot), self._mapped, self._spec))
             elif isinstance(step, WriteStep):
                 ops.append(_write(step, self._memory(step.slot.space), self._ref(step.slot, run, env)))
             elif isinstance(step, ReadStep):
                 self._note_foreign(step.slot)
-                ops.append(_read(step, partial(self._ref, step.slot)))
+                ops.append(_read(step, partial(self._ref, step.slot), self._spec))
             else:
                 ops.append(_synchronize(step.space))
         flush()
         return ops
+
+    def resize(self, symbols: tuple[int, ...]) -> None:
+        """Set what depends on a template's symbols."""
+        sizing = self._sizing
+        if sizing is None or symbols == self._symbols:
+            return
+        values = self._values = sizing.expressions.values(symbols)
+        self._symbols = symbols
+        for bound, where in self._resizable:
+            bound.resize([values[i] for i in where])
+        self._preset = [
+            (r, sizing.content(v, values) if isinstance(v, SizedSpec) else v) for r, v in self._draft.preset
+        ]
+
+    def _spec(self, spec: Spec) -> Spec:
+        return spec if self._sizing is None else self._sizing.spec(spec, self._values)
 
     def execute(self, run: Run, env: dict[str, Held], lease: Lease) -> None:
         """Run all steps, then put the plan's outputs into env."""
@@ -240,7 +297,7 @@ class PlanState:
                 for bound, operand, shift, nbytes in places:
                     bound.rebind(operand, BufferRef(ref.buffer, ref.offset + shift, nbytes))
         registers: list[Any] = [None] * self._draft.registers
-        for register, value in self._draft.preset:
+        for register, value in self._preset:
             registers[register] = value
         for name, register in self._draft.entries:
             registers[register] = env[name].on_host(run)
@@ -250,7 +307,7 @@ class PlanState:
             if place.entry and place.entry in env:
                 env[name] = env[place.entry]
                 continue
-            held = Held(spec=place.spec)
+            held = Held(spec=None if place.spec is None else self._spec(place.spec))
             if place.register is not None:
                 value = registers[place.register]
                 held = Held(_own(value, self._mapped) if self._mapped else value)
@@ -294,10 +351,11 @@ def _write(step: WriteStep, memory: DeviceMemory, ref: BufferRef) -> Op:
     return op
 
 
-def _read(step: ReadStep, ref: Callable[[Run, Mapping[str, Held]], BufferRef]) -> Op:
-    register, spec, space = step.register, step.spec, step.slot.space
+def _read(step: ReadStep, ref: Callable[[Run, Mapping[str, Held]], BufferRef], concrete: Callable[[Spec], Spec]) -> Op:
+    register, space = step.register, step.slot.space
 
     def op(run: Run, registers: list[Any]) -> None:
+        spec = concrete(step.spec)
         array = aligned_empty(spec)
         run.keep(run.memory(space).read(array, ref(run, {}), run.stream(space)))
         registers[register] = array
@@ -315,10 +373,16 @@ def _store(step: StoreStep, memory: DeviceMemory, ref: BufferRef) -> Op:
     return op
 
 
-def _view(step: ViewStep, ref: Callable[[Run, Mapping[str, Held]], BufferRef], mapped: dict[int, np.ndarray]) -> Op:
-    register, spec, space = step.register, step.spec, step.slot.space
+def _view(
+    step: ViewStep,
+    ref: Callable[[Run, Mapping[str, Held]], BufferRef],
+    mapped: dict[int, np.ndarray],
+    concrete: Callable[[Spec], Spec],
+) -> Op:
+    register, space = step.register, step.slot.space
 
     def op(run: Run, registers: list[Any]) -> None:
+        spec = concrete(step.spec)
         whole = run.memory(space).view(ref(run, {}))
         base = _root(whole)
         mapped[id(base)] = base

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from gpurt.partitioner.result import CompiledGraph, ControlItem
 from gpurt.plan.builder import KEYED_ELEMENTS, Builder, Planning
 from gpurt.plan.plan import Plan
+from gpurt.plan.steps import Draft
+from gpurt.plan.template import Template, make_template, varying
 from gpurt.plan.values import MISSING, Held, Run
 from gpurt.provider import DeviceMemory
 from gpurt.spec import Spec
+
+logger = logging.getLogger("gpurt.plan")
+
+MOST_TEMPLATES: Final = 8
+"""Templates kept for each position; the one that has not served for longest goes first."""
+
+MOST_ATTEMPTS: Final = 4
+"""Walks with symbolic sizes that may come to nothing at a position before it has ordinary plans only."""
 
 
 class Site(Planning, Protocol):
@@ -50,6 +61,9 @@ class GraphRunner:
         direct = {v.name for i in graph.items if isinstance(i, ControlItem) for v in i.node.inputs if v is not None}
         self._constants = {n: a for n, a in graph.constants.items() if n in direct}
         self._plans: list[OrderedDict[Any, Plan]] = [OrderedDict() for _ in range(len(graph.items) + 1)]
+        self._templates: list[list[Template]] = [[] for _ in self._plans]  # the last one that served is the last
+        self._latest: dict[int, Sequence[Any]] = {}  # signatures that plans or templates were made for
+        self._attempts = [0] * len(self._plans)  # walks for templates that came to nothing, by position
 
     def run(self, run: Run, env: dict[str, Held]) -> list[Held]:
         """Run with the graph's inputs and captures in env; env gains what the plans yield."""
@@ -58,7 +72,8 @@ class GraphRunner:
         for name, constant in self._constants.items():
             env.setdefault(name, Held(constant))
         if not items:
-            self._plan(0, env, run).execute(run, env)
+            plan, symbols = self._plan(0, env, run)
+            plan.execute(run, env, symbols)
         while position < len(items):
             item = items[position]
             if isinstance(item, ControlItem) and not self._can_inline(item, env, run):
@@ -67,19 +82,21 @@ class GraphRunner:
                 execute(self._site, item, run, env)
                 position += 1
                 if position == len(items):  # outputs that control flow yields need no plan but for reaching the host
-                    self._plan(position, env, run).execute(run, env)
+                    plan, symbols = self._plan(position, env, run)
+                    plan.execute(run, env, symbols)
                 continue
-            plan = self._plan(position, env, run)
+            plan, symbols = self._plan(position, env, run)
             if plan.end == position:
                 continue  # an If that turned out not to be inlined
-            plan.execute(run, env)
+            plan.execute(run, env, symbols)
             position = plan.end
         return [env[name] for name in self.graph.outputs]
 
     def plans(self) -> list[Plan]:
         """All plans that are kept."""
         with self._site.lock:
-            return [p for plans in self._plans for p in plans.values()]
+            own = [p for plans in self._plans for p in plans.values()]
+            return own + [t.plan for templates in self._templates for t in templates]
 
     def _can_inline(self, item: ControlItem, env: Mapping[str, Held], run: Run) -> bool:
         if item.node.op_type != "If" or not item.inline:
@@ -89,8 +106,8 @@ class GraphRunner:
         held = env.get(condition.name)
         return held is None or isinstance(held.on_host(run), np.ndarray)
 
-    def _plan(self, position: int, env: Mapping[str, Held], run: Run) -> Plan:
-        """The plan for the values in env from an item on, made if there is none yet."""
+    def _plan(self, position: int, env: Mapping[str, Held], run: Run) -> tuple[Plan, tuple[int, ...]]:
+        """The plan for the values in env from an item on, made if there is none yet; a template's symbols' values."""
         needs = self.graph.needs[position]
         key: list[Any] = []
         specs: dict[str, Spec | None] = {}
@@ -116,19 +133,70 @@ class GraphRunner:
             plan = plans.get(signature)
             if plan is not None:
                 plans.move_to_end(signature)
-                return plan
+                return plan, ()
+            served = self._served(position, signature)
+            if served is not None:
+                return served
             known = {n: _kept(s) for n, s in specs.items()}
             # What the host has is copied into the plan's own memory; what is on a device is used where it is.
             slotted = frozenset(n for n in self.graph.inputs if n in env and env[n].host is not MISSING)
             shared = frozenset(i for i, m in enumerate(self._site.memories) if m is not None and m.shares_host)
-            builder = Builder(self._site, self.graph, known, slotted, self._site.devices, shared)
-            draft = builder.build(position, outputs_to_host=self._outputs_to_host)
+
+            def walk(entries: Mapping[str, Spec | None]) -> Draft:
+                builder = Builder(self._site, self.graph, entries, slotted, self._site.devices, shared)
+                return builder.build(position, outputs_to_host=self._outputs_to_host)
+
+            if self._template(position, signature, known, walk):
+                served = self._served(position, signature)
+                if served is not None:
+                    return served
+            draft = walk(known)
             plan = Plan(draft, self._site.memories)
             self._site.planned(self.graph, plan)
             plans[signature] = plan
             while len(plans) > self._site.plan_cache_size:
                 plans.popitem(last=False)[1].retire()
-            return plan
+            return plan, ()
+
+    def _served(self, position: int, signature: Sequence[Any]) -> tuple[Plan, tuple[int, ...]] | None:
+        """A template's plan and its symbols' values for a signature."""
+        templates = self._templates[position]
+        for number in reversed(range(len(templates))):
+            symbols = templates[number].match(signature)
+            if symbols is not None:
+                templates.append(templates.pop(number))
+                return templates[-1].plan, symbols
+        return None
+
+    def _template(
+        self,
+        position: int,
+        signature: Sequence[Any],
+        specs: Mapping[str, Spec | None],
+        walk: Callable[[Mapping[str, Spec | None]], Draft],
+    ) -> bool:
+        """Make a template of this signature and the latest that differs from it in sizes alone."""
+        if self._attempts[position] >= MOST_ATTEMPTS:
+            return False
+        latest = self._latest.get(position)
+        self._latest[position] = signature
+        if latest is None or not varying(latest, signature):
+            return False
+        try:
+            template = make_template(latest, signature, specs, walk, self._site.memories)
+        except Exception as e:  # noqa: BLE001 - whatever code that expects numbers makes of sizes; a plan serves
+            logger.debug("%s: no template from item %d on: %s", self.graph.name, position, e)
+            template = None
+        if template is None:
+            self._attempts[position] += 1
+            return False
+        self._attempts[position] = 0
+        self._site.planned(self.graph, template.plan)
+        templates = self._templates[position]
+        templates.append(template)
+        while len(templates) > MOST_TEMPLATES:
+            templates.pop(0).plan.retire()
+        return True
 
 
 def _kept(spec: Spec | None) -> Spec | None:

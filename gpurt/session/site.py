@@ -73,6 +73,10 @@ class Site:
         """Compute a node on the host now."""
         return self._evaluator(node, inputs)
 
+    def handed_on(self, item: UnitItem) -> bool:
+        """Whether there are units in place of this one already."""
+        return id(item) in self._fallbacks
+
     def fallback(self, item: UnitItem, reason: str) -> Sequence[UnitItem]:
         """Units that take the place of a refused one; made once, with the first reason."""
         if id(item) not in self._fallbacks:

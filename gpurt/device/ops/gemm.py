@@ -16,6 +16,7 @@ from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.matrices import Columns, Mat, Panels, position_count
 from gpurt.device.scalars import i32, i64
 from gpurt.provider import Refused
+from gpurt.symbolic import Size
 
 FLOAT32: Final = np.dtype(np.float32)
 FLOAT16: Final = np.dtype(np.float16)
@@ -182,6 +183,8 @@ class _Product:
             rows, most = 4, 4 if wide else 1
         else:
             rows, most = (8, 2) if wide else (6, 1)
+        if isinstance(n, Size):  # one kernel for all sizes of a plan template, with B read in place from 32 columns on
+            return rows, min(most, 2)
         needed = 1 << max(-(-n // 16) - 1, 0).bit_length()
         return rows, min(most, needed)
 

@@ -209,7 +209,7 @@ def _tiled(c: Lowering, dst: Ref, src: Ref, walk: list[Dim]) -> None:
     c.launch(
         "movement.cl",
         "transpose_tile",
-        [src, dst, *map(np.int64, sizes), *flat_args(walk)],
+        [src, dst, *map(i64, sizes), *flat_args(walk)],
         [tiles_a * tiles_b * math.prod(d.n for d in walk)],
         [1] if c.cpu_class else [tile, 8],
         types={"T": BITS[dst.dtype.itemsize]},

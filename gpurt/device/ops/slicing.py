@@ -11,6 +11,7 @@ from gpurt.device.ops.pad import pad_window
 from gpurt.device.scalars import i64
 from gpurt.device.table import STORED, op
 from gpurt.graph.view import NodeView
+from gpurt.infer.rules.movement import slice_bounds
 from gpurt.infer.shapes import axes as fronts
 from gpurt.provider import Refused
 
@@ -58,9 +59,9 @@ def slice_(c: Lowering) -> None:
     source, offset = strides(x.shape), 0
     walk = [Dim(n, s, t) for n, s, t in zip(x.shape, source, strides(y.shape), strict=True)]
     for a, start, end, step in zip(fronts(along, len(x.shape)), starts, ends, steps, strict=True):
-        picked = range(x.shape[a])[slice(start, end, step)]  # Python clamps as ONNX asks
-        offset += picked.start * source[a]
-        walk[a] = Dim(len(picked), source[a] * step, walk[a].t)
+        first, _, count = slice_bounds(start, end, step, x.shape[a])
+        offset += first * source[a]
+        walk[a] = Dim(count, source[a] * step, walk[a].t)
     if y.size == 0:
         return
     if all(d.s == d.t for d in walk if d.n > 1):
