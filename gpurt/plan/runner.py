@@ -183,7 +183,9 @@ class GraphRunner:
         if latest is None or not varying(latest, signature):
             return False
         try:
-            template = make_template(latest, signature, specs, walk, self._site.memories)
+            template = make_template(
+                latest, signature, specs, walk, self._site.memories, bool(self._templates[position])
+            )
         except Exception as e:  # noqa: BLE001 - whatever code that expects numbers makes of sizes; a plan serves
             logger.debug("%s: no template from item %d on: %s", self.graph.name, position, e)
             template = None

@@ -90,6 +90,7 @@ def make_template(
     specs: Mapping[str, Spec | None],
     walk: Callable[[Mapping[str, Spec | None]], Draft],
     memories: Sequence[DeviceMemory | None],
+    narrow: bool = False,
 ) -> Template | None:
     """The template for what two signatures have in common; None where a plan would serve one of them only.
 
@@ -99,6 +100,7 @@ def make_template(
         specs: by name, in the order of the signature.
         walk: makes a draft from specs; it may raise whatever code that does not expect sizes makes of them.
         memories: see Plan.
+        narrow: whether a template for one size is welcome: beside others, it shares their kernels.
     """
     pairs = varying(old, new)
     if not pairs:
@@ -116,14 +118,14 @@ def make_template(
         entries[name] = Spec(spec.dtype, tuple(y if x == y else symbols[pairs[x, y]] for x, y in dims))  # type: ignore[misc]
     draft = walk(entries)
     merge_in_place(draft)
-    largest = [1 << max(s.value - 1, 1).bit_length() for s in symbols]
+    largest = [1 << max(s.value, 1).bit_length() for s in symbols]
     limits = _lay_out(draft, guards, largest)
     sizing = Sizing(_collect(draft, guards))
     guards.close()
     holds = sizing.expressions.compile(limits)
     values = [s.value for s in symbols]
     steps = [[v + step for v in values] for step in (1, -1)]
-    if not any(holds(*v) for v in steps):
+    if not narrow and not any(holds(*v) for v in steps):
         return None
     return Template(old, new, pairs, Plan(draft, memories, sizing), holds)
 
