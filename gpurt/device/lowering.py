@@ -160,6 +160,8 @@ class Lowering:
     def constant(self, array: np.ndarray) -> Ref:
         """Device memory with this content, stored once per content and shared by plans and sessions."""
         array = np.ascontiguousarray(array)
+        if array.dtype.kind == "O":  # sizes that something made an array of
+            raise NeedsNumbers(self.node.op)
         return Ref(Spec.of(array), Operand("const", array=array))
 
     def packed(self, position: int, tag: str, pack: Callable[[np.ndarray], np.ndarray]) -> Ref | None:
