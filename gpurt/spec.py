@@ -57,13 +57,15 @@ class SizedSpec(Spec):
 
     __slots__ = ("sizes",)
 
+    sizes: np.ndarray
+
     def __init__(self, dtype: np.dtype, sizes: np.ndarray) -> None:
         object.__setattr__(self, "dtype", dtype)
         object.__setattr__(self, "shape", tuple(sizes.shape))
         object.__setattr__(self, "sizes", sizes)
 
     @property
-    def const(self) -> np.ndarray:  # type: ignore[override]
+    def const(self) -> np.ndarray:
         """The content as plain numbers."""
         return np.array([int(v) for v in self.sizes.reshape(-1)], self.dtype).reshape(self.shape)
 

@@ -146,7 +146,7 @@ class _Bound:
             args = [
                 _tensor(refs[n], a)
                 if n is not None and isinstance(a, Ref)
-                else a.kind(a.size.value)  # type: ignore[call-arg]
+                else a.kind(a.size.value)
                 if isinstance(a, SizedScalar)
                 else a
                 for n, a in zip(numbers, item.args, strict=True)

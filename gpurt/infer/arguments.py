@@ -63,7 +63,8 @@ def number(node: NodeView, inputs: Inputs, index: int, name: str) -> float:
     """Content of a required input of one number, which may be a symbolic size. Raises Unknown as :func:`content`."""
     spec = need(node, inputs, index)
     if isinstance(spec, SizedSpec):
-        return spec.sizes.reshape(())[()]  # type: ignore[no-any-return]
+        size: float = spec.sizes.item()
+        return size
     return content(node, inputs, index, name).reshape(()).item()  # type: ignore[no-any-return]
 
 

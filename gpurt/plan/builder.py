@@ -29,9 +29,10 @@ from gpurt.plan.steps import (
     ViewStep,
     WriteStep,
 )
-from gpurt.provider import DeviceUnit, HostUnit, Operand, Refused, UnitPlan
+from gpurt.plan.unit_plans import UnitPlans
+from gpurt.provider import DeviceUnit, HostUnit, Operand, Refused
 from gpurt.spec import SizedSpec, Spec, Unknown
-from gpurt.symbolic import NeedsNumbers, pinned, plain
+from gpurt.symbolic import NeedsNumbers, plain
 
 FOLD_BYTES: Final = 1 << 20  # larger constants of a plan would cost more to keep than to compute
 KEYED_ELEMENTS: Final = 256  # host values up to this size can be part of a plan's key
@@ -51,6 +52,10 @@ class Planning(Protocol):
 
     def fallback(self, item: UnitItem, reason: str) -> Sequence[UnitItem]:
         """Units of the next providers for a unit that was refused; raises NotImplemented if there is none."""
+
+    @property
+    def unit_plans(self) -> UnitPlans:
+        """What units planned before."""
 
     def handed_on(self, item: UnitItem) -> bool:
         """Whether fallback was asked about this unit before."""
@@ -228,7 +233,7 @@ class Builder:
             if name is not None and spec is None:
                 raise Unknown(f"the shape of {name!r} is known when the model runs")
             specs.append(spec)
-        plan = _planned(unit, specs)
+        plan = self._planning.unit_plans.plan(unit, specs)
         name_of = unit.inputs
         step = len(self._steps)
         outs: list[Slot] = []
@@ -395,20 +400,3 @@ class Builder:
 def _known(spec: Spec | None) -> bool:
     """Whether the content is known, if only as sizes."""
     return isinstance(spec, SizedSpec) or (spec is not None and spec.const is not None)
-
-
-def _planned(unit: DeviceUnit, specs: Sequence[Spec | None]) -> UnitPlan:
-    """A unit's plan: with symbolic sizes where the unit takes them, else with their numbers."""
-    if not any(map(sized, specs)):
-        return unit.plan(specs)
-    if getattr(unit, "symbolic", False):
-        # Content that a unit reads on the device is no business of its plan.
-        given = [
-            Spec(s.dtype, s.shape) if isinstance(s, SizedSpec) and i not in unit.host_inputs else s
-            for i, s in enumerate(specs)
-        ]
-        try:
-            return unit.plan(given)
-        except NeedsNumbers:
-            pass
-    return unit.plan([None if s is None else Spec(s.dtype, pinned(s.shape), s.const) for s in specs])

@@ -12,39 +12,14 @@ import numpy as np
 
 from gpurt.errors import OutOfMemory
 from gpurt.memory.offsets import Lifetime, assign, lower_bound, rounded
+from gpurt.plan.sizes import Sizing
 from gpurt.plan.steps import DeviceStep, Draft, HostStep, ReadStep, Slot, StoreStep, ViewStep, WriteStep
 from gpurt.plan.usage import Usage
 from gpurt.plan.values import DeviceTensor, Held, Lease, Run, aligned_empty
 from gpurt.provider import Bound, BufferRef, DeviceMemory
 from gpurt.spec import SizedSpec, Spec
-from gpurt.symbolic import Expressions, Size
 
 Op = Callable[[Run, list[Any]], None]
-
-
-class Sizing:
-    """The values that a template's symbols give all sizes of its plan."""
-
-    def __init__(self, expressions: Expressions) -> None:
-        self.expressions = expressions
-
-    def where(self, sizes: Sequence[Size]) -> list[int]:
-        """Positions of sizes among the values."""
-        return [self.expressions.index(s) for s in sizes]
-
-    def spec(self, spec: Spec, values: Sequence[int]) -> Spec:
-        """A spec with numbers in place of its sizes."""
-        if not any(isinstance(n, Size) for n in spec.shape):
-            return spec
-        return Spec(spec.dtype, tuple(self._number(n, values) for n in spec.shape))
-
-    def content(self, spec: SizedSpec, values: Sequence[int]) -> np.ndarray:
-        """The content of a tensor of sizes."""
-        numbers = [self._number(n, values) for n in spec.sizes.reshape(-1)]
-        return np.array(numbers, spec.dtype).reshape(spec.shape)
-
-    def _number(self, n: Any, values: Sequence[int]) -> int:
-        return values[self.expressions.index(n)] if isinstance(n, Size) else int(n)
 
 
 class Plan:

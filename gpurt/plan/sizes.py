@@ -14,7 +14,7 @@ from gpurt.graph.view import NodeView
 from gpurt.infer.rules.movement import reshape_shape, slice_bounds
 from gpurt.infer.shapes import axes
 from gpurt.spec import SizedSpec, Spec
-from gpurt.symbolic import Size
+from gpurt.symbolic import Expressions, Size
 
 MOST: Final = 64
 """Elements of a tensor of sizes that are followed; what is larger is computed when the model runs."""
@@ -100,7 +100,7 @@ def _apply(function: Callable[..., Any], *arrays: Any) -> np.ndarray:
 
 
 def _binary(function: Callable[[Any, Any], Any]) -> Callable[[NodeView, Contents], np.ndarray]:
-    return lambda _, contents: reduce(lambda a, b: _apply(function, a, b), contents)  # type: ignore[arg-type,return-value]
+    return lambda _, contents: reduce(lambda a, b: _apply(function, a, b), contents)  # type: ignore[arg-type]
 
 
 def _divide(a: Any, b: Any) -> Any:
@@ -165,10 +165,11 @@ def _cast(node: NodeView, contents: Contents) -> np.ndarray | None:
 
 def _range(_: NodeView, contents: Contents) -> np.ndarray | None:
     start, limit, delta = (c.reshape(())[()] for c in contents if c is not None)
-    count = -((start - limit) // delta)
+    count: Any = -((start - limit) // delta)
     if isinstance(count, Size) or count > MOST:
         return None
-    return _array([start + i * delta for i in range(max(count, 0))], (max(count, 0),))
+    values = [start + i * delta for i in range(count)]
+    return _array(values, (len(values),))
 
 
 def _where(_: NodeView, contents: Contents) -> np.ndarray:
@@ -213,3 +214,28 @@ _RULES: Final[dict[str, Callable[[NodeView, Contents], np.ndarray | None]]] = {
     "ReduceProd": _reduce(operator.mul, 1),
     "ReduceSum": _reduce(operator.add, 0),
 }
+
+
+class Sizing:
+    """The values that a template's symbols give all sizes of its plan."""
+
+    def __init__(self, expressions: Expressions) -> None:
+        self.expressions = expressions
+
+    def where(self, sizes: Sequence[Size]) -> list[int]:
+        """Positions of sizes among the values."""
+        return [self.expressions.index(s) for s in sizes]
+
+    def spec(self, spec: Spec, values: Sequence[int]) -> Spec:
+        """A spec with numbers in place of its sizes."""
+        if not any(isinstance(n, Size) for n in spec.shape):
+            return spec
+        return Spec(spec.dtype, tuple(self._number(n, values) for n in spec.shape))
+
+    def content(self, spec: SizedSpec, values: Sequence[int]) -> np.ndarray:
+        """The content of a tensor of sizes."""
+        numbers = [self._number(n, values) for n in spec.sizes.reshape(-1)]
+        return np.array(numbers, spec.dtype).reshape(spec.shape)
+
+    def _number(self, n: Any, values: Sequence[int]) -> int:
+        return values[self.expressions.index(n)] if isinstance(n, Size) else int(n)

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gpurt.plan.plan import Plan, Sizing, merge_in_place
-from gpurt.plan.sizes import sized
+from gpurt.plan.plan import Plan, merge_in_place
+from gpurt.plan.sizes import Sizing, sized
 from gpurt.plan.steps import DeviceStep, Draft, ReadStep, Slot, StoreStep, ViewStep, WriteStep
 from gpurt.provider import DeviceMemory
 from gpurt.spec import SizedSpec, Spec

@@ -14,6 +14,7 @@ from gpurt.partitioner import CompiledGraph, Compiler, UnitItem
 from gpurt.partitioner.assign import part
 from gpurt.plan.plan import Plan
 from gpurt.plan.runner import GraphRunner
+from gpurt.plan.unit_plans import UnitPlans
 from gpurt.plan.usage import Usage
 from gpurt.plan.values import Run
 from gpurt.provider import HOST, DeviceMemory, HostUnit, Provider
@@ -53,6 +54,7 @@ class Site:
         self._fallbacks: dict[int, Sequence[UnitItem]] = {}
         self._items: list[UnitItem] = []
         self._idle: list[dict[int, Any]] = []
+        self.unit_plans = UnitPlans()
         self.latest: dict[str, Plan] = {}
         numbers = {HOST: 0}
         for provider in providers:
