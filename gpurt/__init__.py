@@ -23,14 +23,19 @@ if TYPE_CHECKING:
         OutOfMemory,
         ProviderError,
         RuntimeException,
+        Terminated,
     )
+    from gpurt.logs import set_default_logger_severity
     from gpurt.options import GraphOptimizationLevel, SessionOptions
-    from gpurt.session import Explanation, InferenceSession, NodeArg
+    from gpurt.run_options import RunOptions
+    from gpurt.session import Explanation, InferenceSession, IOBinding, NodeArg
+    from gpurt.tensor import Tensor
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "Explanation": "gpurt.session",
+    "IOBinding": "gpurt.session",
     "InferenceSession": "gpurt.session",
     "NodeArg": "gpurt.session",
     "GraphOptimizationLevel": "gpurt.options",
@@ -46,6 +51,10 @@ _WHERE = {
     "OutOfMemory": "gpurt.errors",
     "ProviderError": "gpurt.errors",
     "RuntimeException": "gpurt.errors",
+    "Terminated": "gpurt.errors",
+    "RunOptions": "gpurt.run_options",
+    "set_default_logger_severity": "gpurt.logs",
+    "Tensor": "gpurt.tensor",
 }
 
 __all__ = [
@@ -54,6 +63,7 @@ __all__ = [
     "Fail",
     "GpurtError",
     "GraphOptimizationLevel",
+    "IOBinding",
     "InferenceSession",
     "InvalidArgument",
     "InvalidGraph",
@@ -63,11 +73,15 @@ __all__ = [
     "NotImplemented",
     "OutOfMemory",
     "ProviderError",
+    "RunOptions",
     "RuntimeException",
     "SessionOptions",
+    "Tensor",
+    "Terminated",
     "__version__",
     "get_available_providers",
     "providers",
+    "set_default_logger_severity",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The command line: what can be used here (doctor), what runs where and why (explain), and whether it runs (run)."""
+"""The command line: what can be used here (doctor), what runs where and why (explain), how it runs (run, profile)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rich.table import Table
 
 from gpurt import __version__
 from gpurt.cli_ops import ops
+from gpurt.cli_profile import report
 from gpurt.errors import GpurtError
 
 PACKAGES: Final = ("numpy", "onnx", "onnx-ir", "ml_dtypes", "pyopencl", "pocl-binary-distribution", "intel-opencl-rt")
@@ -121,12 +122,15 @@ def explain(model: Path, providers: Sequence[str] | None, as_json: bool) -> None
     click.echo(json.dumps(explanation.to_dict(), indent=2) if as_json else str(explanation))
 
 
+_SHAPES = click.option(
+    "--shape", "shapes", multiple=True, metavar="NAME=1,3,224,224", help="Shape of an input; may be repeated."
+)
+
+
 @main.command()
 @_MODEL
 @_providers
-@click.option(
-    "--shape", "shapes", multiple=True, metavar="NAME=1,3,224,224", help="Shape of an input; may be repeated."
-)
+@_SHAPES
 @click.option("--repeat", default=3, show_default=True, type=click.IntRange(1), help="Runs; the first one also plans.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the random inputs.")
 def run(model: Path, providers: Sequence[str] | None, shapes: Sequence[str], repeat: int, seed: int) -> None:
@@ -152,6 +156,35 @@ def run(model: Path, providers: Sequence[str] | None, shapes: Sequence[str], rep
     console.print(table)
     rest = f", then {1e3 * min(times[1:]):.2f} ms at best" if times[1:] else ""
     console.print(f"session {1e3 * created:.1f} ms, first run {1e3 * times[0]:.1f} ms{rest}", highlight=False)
+
+
+@main.command()
+@_MODEL
+@_providers
+@_SHAPES
+@click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Runs after the one that plans.")
+@click.option("--output", metavar="PREFIX", default=None, help="Beginning of the trace's file name.")
+@click.option("--top", default=15, show_default=True, type=click.IntRange(1), help="Rows of each table.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random inputs.")
+def profile(
+    model: Path,
+    providers: Sequence[str] | None,
+    shapes: Sequence[str],
+    runs: int,
+    output: str | None,
+    top: int,
+    seed: int,
+) -> None:
+    """Run MODEL on random inputs, write a trace for Perfetto, and print where the time went."""
+    import gpurt
+
+    options = gpurt.SessionOptions(enable_profiling=True, profile_file_prefix=output or f"{model.stem}_profile")
+    session = gpurt.InferenceSession(model, options, providers=providers)
+    given = parse_shapes(shapes, [i.name for i in session.get_inputs()])
+    feeds = {i.name: random_input(i, given.get(i.name), seed) for i in session.get_inputs()}
+    for _ in range(runs + 1):
+        session.run(None, feeds)
+    report(session.end_profiling(), skip=1, top=top)
 
 
 def versions() -> dict[str, str]:

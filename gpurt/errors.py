@@ -42,6 +42,10 @@ class Fail(GpurtError):
     """Something failed that none of the other classes describes."""
 
 
+class Terminated(Fail):
+    """A run was ended by RunOptions.terminate."""
+
+
 class InvalidArgument(GpurtError, ValueError):
     """The caller passed something that does not fit: a feed, an option, a name."""
 

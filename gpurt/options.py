@@ -1,9 +1,9 @@
-"""SessionOptions and RunOptions: every knob with its type, default and meaning; misspelt names are refused."""
+"""SessionOptions: every knob with its type, default and meaning; misspelt names are refused."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Final
 
@@ -30,11 +30,19 @@ _LEVELS: Final = {
 
 # Options of ONNX Runtime that users may reach for and gpurt does not have yet; setting one must not be silent.
 _NOT_YET: Final = {
-    "enable_profiling",
     "execution_mode",
     "inter_op_num_threads",
     "optimized_model_filepath",
-    "profile_file_prefix",
+}
+
+
+# Integer options, with their least value.
+_LEAST: Final = {
+    "intra_op_num_threads": 0,
+    "log_severity_level": -1,
+    "log_verbosity_level": 0,
+    "plan_cache_bytes": 0,
+    "plan_cache_size": 1,
 }
 
 
@@ -59,46 +67,72 @@ class SessionOptions:
 
     Attributes:
         graph_optimization_level: GraphOptimizationLevel, its number or its name. Default all.
+        disabled_optimizers: names of optimizations that shall not run, global ones and rules; see gpurt.optimizer.
+        transformers: optimizations added with :meth:`add_transformer`.
         partitioning: ``greedy``: the first provider in the list that can run a node takes it (ONNX Runtime's way).
         strict: an unusable provider in the list, or a node that falls to the appended cpu, is an error. Default False.
         cache_dir: folder for caches; None for the user's cache folder, False for none.
         intra_op_num_threads: threads of NumPy's BLAS, for the whole process, and of OpenCL devices that are CPUs, for
             this session; 0 leaves them as they are.
         plan_cache_size: most plans kept for each point where a plan can begin; the least recently used goes first.
-        log_severity_level: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal; -1 leaves the logger ``gpurt`` as it is.
+        plan_cache_bytes: device memory that all plans may hold together; beyond it the least recently used go. Default
+            2 GiB; 0 for no limit. The plan that runs stays, however large.
+        log_severity_level: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal, for this session alone; -1 leaves it to
+            gpurt.set_default_logger_severity and the application's logging.
+        log_verbosity_level: under severity 0, how detailed (0 to 9).
         logid: a name for the session in log messages.
+        enable_profiling: note what is done and when, until InferenceSession.end_profiling.
+        profile_file_prefix: path and beginning of the profile's file name.
     """
 
     __slots__ = (
         "cache_dir",
+        "disabled_optimizers",
+        "enable_profiling",
         "graph_optimization_level",
         "intra_op_num_threads",
         "log_severity_level",
+        "log_verbosity_level",
         "logid",
         "partitioning",
+        "plan_cache_bytes",
         "plan_cache_size",
+        "profile_file_prefix",
         "strict",
+        "transformers",
     )
 
     cache_dir: str | os.PathLike[str] | bool | None
+    disabled_optimizers: Sequence[str]
+    enable_profiling: bool
     graph_optimization_level: GraphOptimizationLevel
     intra_op_num_threads: int
     log_severity_level: int
+    log_verbosity_level: int
     logid: str
     partitioning: str
+    plan_cache_bytes: int
     plan_cache_size: int
+    profile_file_prefix: str
     strict: bool
+    transformers: Sequence[Any]
 
     def __init__(self, **values: Any) -> None:
         defaults: Mapping[str, Any] = {
             "cache_dir": None,
+            "disabled_optimizers": (),
+            "enable_profiling": False,
             "graph_optimization_level": GraphOptimizationLevel.ORT_ENABLE_ALL,
             "intra_op_num_threads": 0,
             "log_severity_level": -1,
+            "log_verbosity_level": 0,
             "logid": "",
             "partitioning": "greedy",
+            "plan_cache_bytes": 2 << 30,
             "plan_cache_size": 32,
+            "profile_file_prefix": "gpurt_profile",
             "strict": False,
+            "transformers": (),
         }
         for name, value in {**defaults, **values}.items():
             setattr(self, name, value)
@@ -115,11 +149,26 @@ class SessionOptions:
             value = _level(value)
         elif name == "partitioning" and value != "greedy":
             raise InvalidArgument(f"partitioning is {value!r}{suggest(str(value), ['greedy'])}", remedy="Use 'greedy'")
-        elif name in ("intra_op_num_threads", "plan_cache_size", "log_severity_level"):
-            low = {"intra_op_num_threads": 0, "plan_cache_size": 1, "log_severity_level": -1}[name]
+        elif name in ("disabled_optimizers", "transformers"):
+            if isinstance(value, str) or not isinstance(value, Iterable):
+                raise InvalidArgument(f"{name} is {value!r}", remedy="Give a list")
+            value = tuple(value)
+        elif name in _LEAST:
+            low = _LEAST[name]
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise InvalidArgument(f"{name} is {value!r}", remedy=f"Give an integer of at least {low}")
+        elif name == "enable_profiling" and not isinstance(value, bool):
+            raise InvalidArgument(f"{name} is {value!r}", remedy="Give True or False")
+        elif name in ("logid", "profile_file_prefix") and not isinstance(value, str):
+            raise InvalidArgument(f"{name} is {value!r}", remedy="Give a string")
         object.__setattr__(self, name, value)
+
+    def add_transformer(self, transformer: Any) -> None:
+        """Add an optimization of your own: a gpurt.optimizer.RewriteRule or GraphTransformer, or the class of one.
+
+        It runs after gpurt's own, from the level that its attribute ``level`` names on; basic unless it has one.
+        """
+        self.transformers = (*self.transformers, transformer)
 
     def __repr__(self) -> str:
         return f"SessionOptions({', '.join(f'{n}={getattr(self, n)!r}' for n in self.__slots__)})"

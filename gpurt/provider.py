@@ -13,15 +13,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Protocol
+from functools import partial
+from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
 import numpy as np
 
+from gpurt.errors import InvalidArgument
 from gpurt.graph.view import GraphView, NodeView
 from gpurt.spec import Spec
 from gpurt.symbolic import Size
 
-PROVIDER_API: Final = (1, 0)
+PROVIDER_API: Final = (1, 1)
 """Version of this contract: a provider of another major version is refused; a minor one adds optional members."""
 
 HOST: Final = "host"
@@ -95,11 +97,15 @@ class SupportInfo:
 
 @dataclass(frozen=True, slots=True)
 class BufferRef:
-    """A range of device memory: the driver's buffer, and offset and length in bytes."""
+    """A range of device memory: the driver's buffer, and offset and length in bytes.
+
+    Whoever keeps the reference keeps `owner`, if there is one, and with it the memory.
+    """
 
     buffer: Any
     offset: int
     nbytes: int
+    owner: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,8 +118,8 @@ class Operand:
     array: np.ndarray | None = None
 
 
-Step = Callable[[Any], None]
-"""A bound launch: called with the stream it is to run on; it must not block."""
+Step = Callable[[Any], Any]
+"""A bound launch: called with the stream it is to run on; it must not block. What it returns is for DeviceTimer."""
 
 
 class Bound(Protocol):
@@ -139,6 +145,8 @@ class UnitPlan:
         operands: what bind wants memory for, in this order. Inputs that no kernel reads do not appear.
         aliases: output position -> (input position, byte offset): the output is the input's memory.
         inplace: output position -> input positions whose memory it may take if nobody reads them later.
+        carried: output position -> (input position, numbers of steps that only copy that input there): they are left
+            out where the output takes the input's memory.
         bind: memory for the operands -> bound steps.
         kernels: names of what is launched, for explain and traces.
         sizes: symbolic sizes (gpurt.symbolic.Size) that its launches depend on; then what bind returns has resize.
@@ -151,6 +159,7 @@ class UnitPlan:
     bind: Callable[[Sequence[BufferRef]], Bound] | None = None
     kernels: Sequence[str] = ()
     sizes: Sequence[Size] = ()
+    carried: Mapping[int, tuple[int, frozenset[int]]] = field(default_factory=dict)
 
 
 class Unit(Protocol):
@@ -176,6 +185,24 @@ class HostUnit(Unit, Protocol):
         """Compute the outputs. Inputs are never changed; an output may be a view of an input."""
 
 
+@runtime_checkable
+class ContinuingUnit(Protocol):
+    """Optional for a HostUnit: outputs that continue an input, a cache, and can be written to given memory.
+
+    Attributes:
+        continues: output position -> position of the input that it continues.
+    """
+
+    continues: Mapping[int, int]
+
+    def call_into(self, inputs: Sequence[Any], arrays: Sequence[Any]) -> Sequence[Any]:
+        """As call. Arrays, by output position, are None or memory of the caller's for that output.
+
+        Where one has the output's dtype and shape it is written and returned. It may be the memory of the input that
+        the output continues, and then holds what it held but for what is new; an error leaves it as it was.
+        """
+
+
 class DeviceUnit(Unit, Protocol):
     """A unit over device memory."""
 
@@ -194,6 +221,20 @@ class DeviceUnit(Unit, Protocol):
             Refused: not with these shapes; the node goes to the next provider.
             gpurt.spec.Unknown: an output's shape depends on content that is not known yet.
         """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Borrowed:
+    """Another library's array that lies in a device's memory; `owner` keeps that memory alive.
+
+    It is `copied` where the array was not dense: what is written to it does not reach the array.
+    """
+
+    ref: BufferRef
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    owner: Any
+    copied: bool = False
 
 
 class Arena(Protocol):
@@ -257,13 +298,41 @@ class Provider(ABC):
         """
         return None
 
+    def transformers(self) -> Sequence[Any]:
+        """Optional: graph optimizations for this provider alone, as SessionOptions.add_transformer takes them.
+
+        They run in every session that lists the provider. A rule among them fires where this provider, and none before
+        it, has kernels for the nodes that it makes. Give fresh objects at each call.
+        """
+        return ()
+
     def close(self) -> None:  # noqa: B027 - most providers have nothing to do
         """Release what the session's use of the device holds."""
+
+
+class DeviceTimer(Protocol):
+    """A queue whose work is timed by the device. One run at a time uses it.
+
+    Attributes:
+        stream: the in-order queue.
+    """
+
+    stream: Any
+
+    def align(self) -> None:
+        """Find out once more how the device's clock relates to the host's; waits for the queue."""
+
+    def time(self, work: Step) -> Any:
+        """Call work with the queue; returns a token for span, or None if nothing was enqueued."""
+
+    def span(self, token: Any) -> tuple[int, int]:
+        """When the device began and ended the work, in nanoseconds of time.perf_counter_ns; after synchronize."""
 
 
 class DeviceMemory(ABC):
     """What a provider with memory of its own offers besides Provider; streams are the provider's own objects."""
 
+    device: str
     arena: Arena
 
     shares_host: bool = False
@@ -295,9 +364,26 @@ class DeviceMemory(ABC):
     def synchronize(self, stream: Any) -> None:
         """Wait until everything enqueued on the stream is done."""
 
+    def mark(self, stream: Any) -> Callable[[], None]:
+        """A function that waits for what is on the stream by now; without one of its own it waits for the whole stream.
+
+        Since version 1.1 of the contract.
+        """
+        return partial(self.synchronize, stream)
+
+    def timer(self) -> DeviceTimer | None:
+        """Optional: a queue that notes when the device works, for profiles; None if the device cannot tell.
+
+        Since version 1.1 of the contract.
+        """
+        return None
+
     @abstractmethod
     def constant(self, array: np.ndarray) -> BufferRef:
-        """Device memory that holds this content, shared with everyone who asks for the same content."""
+        """Device memory that holds this content, shared with everyone who asks for the same content.
+
+        The caller keeps the reference for as long as the memory is used; then it may be freed.
+        """
 
     def view(self, ref: BufferRef) -> np.ndarray:
         """Where shares_host: the bytes of the memory, as the host sees them, uint8 of shape [ref.nbytes].
@@ -313,3 +399,32 @@ class DeviceMemory(ABC):
     def weights(self) -> int:
         """Optional: bytes of the constants that this provider's session holds on the device."""
         return 0
+
+    # Optional: other libraries' arrays, and tensors that outlive their session.
+
+    dlpack_device: tuple[int, int] | None = None
+    """What ``__dlpack_device__`` says of the memory: (2, index) for CUDA, (4, index) for OpenCL; None: no DLPack."""
+
+    def reaches(self, ref: BufferRef) -> bool:  # noqa: ARG002
+        """Whether kernels can use a buffer that another provider object made on a device of the same name."""
+        return False
+
+    def take(self, value: Any, stream: Any) -> Borrowed | None:  # noqa: ARG002
+        """The memory of another library's array, dense and complete for what is put on the stream from now on.
+
+        None where it lies elsewhere, in another context included.
+        """
+        return None
+
+    def at(self, pointer: int, nbytes: int) -> BufferRef:  # noqa: ARG002
+        """Memory of the caller's at an address (CUDA) or behind a handle (``cl_mem``)."""
+        raise InvalidArgument(
+            f"{type(self).__name__} takes no memory by its address", remedy="Bind a gpurt.Tensor instead"
+        )
+
+    def export(self, ref: BufferRef, dtype: np.dtype, shape: tuple[int, ...], owner: Any) -> Any:  # noqa: ARG002
+        """An array of the device's own library over the memory, which keeps owner alive and speaks DLPack; or None."""
+        return None
+
+    def settle(self) -> None:  # noqa: B027 - where there are no other libraries there is nothing to wait for
+        """Wait for everything that any library has put on the device."""

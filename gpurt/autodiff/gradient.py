@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import onnx_ir as ir
 
+from gpurt import logs
 from gpurt.autodiff.build import Build, dtype_of
 from gpurt.autodiff.rules import load
 from gpurt.autodiff.table import RULES, Step, op_name
@@ -18,7 +18,7 @@ from gpurt.loader.inference import annotate
 from gpurt.loader.names import defined
 from gpurt.loader.walk import bodies, graphs
 
-logger = logging.getLogger(__name__)
+logger = logs.get(__name__)
 
 DOMAIN: Final = "ai.onnx.preview.training"
 
@@ -42,7 +42,7 @@ def differentiate(model: ir.Model, names: Names) -> int:
         annotate(model, CANONICAL_OPSETS)  # rules look at shapes, those of a second derivative at the new nodes'
         count += 1
     if count:
-        logger.info("%d Gradient nodes became ordinary ones", count)
+        logger.debug("%d Gradient nodes became ordinary ones", count)
     return count
 
 

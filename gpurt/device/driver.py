@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from gpurt.provider import BufferRef
+from gpurt.provider import BufferRef, DeviceTimer
 
 Arg = BufferRef | np.generic
 """A kernel argument: a tensor (passed as base pointer and i64 offset in elements, see TENSOR in the dialect headers)
@@ -47,15 +47,29 @@ class TensorArg:
 
 
 class Launcher(Protocol):
-    """A kernel with all arguments set: call it with a stream; it belongs to one PlanState."""
+    """A kernel with all arguments set: call it with a stream; it belongs to one PlanState.
 
-    def __call__(self, stream: Any) -> None: ...
+    What a call returns is for the driver's timer. Attributes grid and block, where there are any, are for profiles.
+    """
+
+    def __call__(self, stream: Any) -> Any: ...
 
     def set(self, position: int, arg: TensorArg | np.generic) -> None:
         """Replace an argument by one of the same type; position counts tensors and scalars as one each."""
 
     def resize(self, grid: tuple[int, int, int]) -> None:
         """Launch so many groups from now on; 0 in any dimension launches nothing."""
+
+
+@runtime_checkable
+class TimingDriver(Protocol):
+    """Optional for a Driver: pacing of queues, and the device's own times."""
+
+    def mark(self, stream: Any) -> Callable[[], None]:
+        """A function that waits for what is on the stream by now."""
+
+    def timer(self) -> DeviceTimer:
+        """A queue whose work is timed."""
 
 
 class Driver(Protocol):

@@ -78,6 +78,7 @@ class Emitted:
 
     launches: list[Launch | Call] = field(default_factory=list)
     aliases: dict[int, tuple[int, int]] = field(default_factory=dict)
+    carried: dict[int, tuple[int, frozenset[int]]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -230,6 +231,17 @@ class Lowering:
         from gpurt.device.ops.copying import copy_elements
 
         copy_elements(self, dst, src)
+
+    def carry(self, output: int = 0, source: int = 0) -> None:
+        """Bring an input's content to an output, of which what follows changes a part.
+
+        Where nobody reads the input later, the plan lets both be one memory, and the copy is left out. So what follows
+        may read the input at the elements that it writes, and no others.
+        """
+        start = len(self.emitted.launches)
+        self.copy(self.output(output), self.input(source))
+        if self.depth == 0:
+            self.emitted.carried[output] = (source, frozenset(range(start, len(self.emitted.launches))))
 
     def emit(
         self,

@@ -7,11 +7,13 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, cast
+from time import perf_counter_ns
+from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 
-from gpurt.device.driver import DeviceInfo, Driver, SharingDriver
+from gpurt import logs
+from gpurt.device.driver import DeviceInfo, Driver, SharingDriver, TimingDriver
 from gpurt.device.fusion import groups
 from gpurt.device.handed_on import HANDED_ON
 from gpurt.device.table import TABLE, OpTable
@@ -21,7 +23,16 @@ from gpurt.dtypes import onnx_name
 from gpurt.errors import InvalidArgument
 from gpurt.graph.view import GraphView, NodeView
 from gpurt.memory.arena import RegionArena
-from gpurt.provider import BufferRef, Capability, DeviceMemory, DeviceUnit, HostUnit, Provider, SupportInfo
+from gpurt.provider import (
+    BufferRef,
+    Capability,
+    DeviceMemory,
+    DeviceTimer,
+    DeviceUnit,
+    HostUnit,
+    Provider,
+    SupportInfo,
+)
 
 MEMORY_OPTIONS: Mapping[str, str] = {
     "memory_limit": "most bytes that weights and arena may take together, an integer; default: the device's memory",
@@ -31,6 +42,12 @@ MEMORY_OPTIONS: Mapping[str, str] = {
     "share_arena": "True: one arena for all sessions on the device that say so, with the same options",
     "kernel_class": "auto (default: by device), gpu or cpu: which variants of the kernels run",
 }
+
+
+logger = logs.get(__name__)
+
+MOST_PROGRAMS: Final = 1024
+"""Programs that a provider keeps for plans to come, whether or not a plan uses them; the oldest goes first."""
 
 
 class DeviceProvider(Provider, DeviceMemory):
@@ -100,7 +117,13 @@ class DeviceProvider(Provider, DeviceMemory):
             with self._build_lock:
                 program = self._programs.get(key)
                 if program is None:
+                    start = perf_counter_ns()
                     program = self._programs[key] = self.driver.build(text, name)
+                    logger.debug(
+                        "%s: kernel for %s built, %.1f ms", self.device, name, (perf_counter_ns() - start) / 1e6
+                    )
+                    if len(self._programs) > MOST_PROGRAMS:  # plans keep what they use
+                        del self._programs[next(iter(self._programs))]
         return program
 
     def stream(self) -> Any:
@@ -130,6 +153,14 @@ class DeviceProvider(Provider, DeviceMemory):
     def wrap(self, array: np.ndarray) -> BufferRef:
         """See DeviceMemory."""
         return BufferRef(cast("SharingDriver", self.driver).wrap(array), 0, array.nbytes)
+
+    def mark(self, stream: Any) -> Callable[[], None]:
+        """See DeviceMemory."""
+        return self.driver.mark(stream) if isinstance(self.driver, TimingDriver) else super().mark(stream)
+
+    def timer(self) -> DeviceTimer | None:
+        """See DeviceMemory."""
+        return self.driver.timer() if isinstance(self.driver, TimingDriver) else None
 
     def constant(self, array: np.ndarray) -> BufferRef:
         """See DeviceMemory."""

@@ -112,7 +112,8 @@ def finish(
         outputs=outs,
         operands=operands,
         aliases=emitted.aliases,
-        inplace=inplace or {},
+        inplace={**{o: (source,) for o, (source, _) in emitted.carried.items()}, **(inplace or {})},
+        carried=emitted.carried,
         bind=lambda refs: _Bound(host.driver, items, refs, sizes),
         kernels=[item.entry if isinstance(item, Launch) else item.name for item, _, _ in items],
         sizes=sizes,
@@ -204,8 +205,8 @@ class _BoundCall:
     fn: Callable[..., None]
     args: list[Any]
 
-    def __call__(self, stream: Any) -> None:
-        self.fn(*self.args, stream)
+    def __call__(self, stream: Any) -> Any:
+        return self.fn(*self.args, stream)
 
     def set(self, position: int, arg: TensorArg) -> None:
         self.args[position] = arg

@@ -31,6 +31,20 @@ class _Stored:
             driver.synchronize(stream)
 
 
+class _Hold:
+    """A session's hold on an allocation, which counts against the limit of its arena."""
+
+    def __init__(self, stored: _Stored, arena: RegionArena, held: list[int]) -> None:
+        self.stored = stored
+        held[0] += stored.ref.nbytes
+        weakref.finalize(self, _let_go, arena, held, stored.ref.nbytes)
+
+
+def _let_go(arena: RegionArena, held: list[int], nbytes: int) -> None:
+    held[0] -= nbytes
+    arena.reserve(-nbytes)
+
+
 class WeightStore:
     """The constants of one device, by content."""
 
@@ -58,7 +72,7 @@ def store_for(driver: Driver) -> WeightStore:
 
 
 class Constants:
-    """A session's hold on constants: hashes each array once, keeps what the session uses alive.
+    """A session's constants: hashes each array once; plans keep alive what they use.
 
     Their bytes count against the limit of the arena beside which they lie.
     """
@@ -67,48 +81,48 @@ class Constants:
         self._store = store_for(driver)
         self._arena = arena
         self._bytes = [0]
-        weakref.finalize(self, lambda held: arena.reserve(-held[0]), self._bytes)
-        self._held: dict[bytes, _Stored] = {}
-        self._keys: dict[int, tuple[np.ndarray, bytes]] = {}
+        self._held: weakref.WeakValueDictionary[bytes, _Hold] = weakref.WeakValueDictionary()
+        self._keys: dict[int, tuple[weakref.ref[np.ndarray], bytes]] = {}
         self._derived: dict[tuple[bytes, str], np.ndarray] = {}
         self._lock = threading.Lock()
 
     def key(self, array: np.ndarray) -> bytes:
-        """Content key: dtype, shape and bytes. The array is kept, so that its id stays its own."""
-        with self._lock:
-            known = self._keys.get(id(array))
-            if known is not None:
-                return known[1]
+        """Content key: dtype, shape and bytes."""
+        known = self._keys.get(id(array))
+        if known is not None and known[0]() is array:
+            return known[1]
         digest = hashlib.blake2b(digest_size=16)
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else b"")
         key = digest.digest()
         if array.nbytes >= 4096:  # hashing small arrays again is cheaper than keeping them
-            with self._lock:
-                self._keys[id(array)] = (array, key)
+            where, keys = id(array), self._keys
+            keys[where] = (weakref.ref(array, lambda _: keys.pop(where, None)), key)
         return key
 
     def get(self, array: np.ndarray) -> BufferRef:
-        """Device memory with this content. Raises OutOfMemory."""
+        """Device memory with this content, for as long as the reference is kept. Raises OutOfMemory."""
         key = self.key(array)
-        held = self._held.get(key)
-        return held.ref if held is not None else self._hold(array, key)
+        held = self._held.get(key) or self._hold(array, key)
+        ref = held.stored.ref
+        return BufferRef(ref.buffer, ref.offset, ref.nbytes, held)
 
-    def _hold(self, array: np.ndarray, key: bytes) -> BufferRef:
+    def _hold(self, array: np.ndarray, key: bytes) -> _Hold:
         with self._lock:
             held = self._held.get(key)
             if held is None:
-                self._arena.reserve(array.nbytes)
+                nbytes = max(array.nbytes, 1)
+                self._arena.reserve(nbytes)
                 try:
-                    held = self._held[key] = self._store.get(np.ascontiguousarray(array), key)
+                    stored = self._store.get(np.ascontiguousarray(array), key)
                 except MemoryError as e:
-                    self._arena.reserve(-array.nbytes)
+                    self._arena.reserve(-nbytes)
                     raise OutOfMemory(
                         f"the device has no room for a constant of {array.nbytes} bytes beside {self._bytes[0]}",
                         remedy="Set memory_limit, or put another provider behind this one",
                     ) from e
-                self._bytes[0] += array.nbytes
-            return held.ref
+                held = self._held[key] = _Hold(stored, self._arena, self._bytes)
+            return held
 
     def derive(self, array: np.ndarray, tag: str, make: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """``make(array)``, computed once per content and tag."""

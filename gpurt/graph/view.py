@@ -5,7 +5,7 @@ Names are unique in the whole model, nested graphs included, and every opset is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,3 +83,16 @@ class GraphView:
     outputs: tuple[ValueView, ...]
     initializers: Mapping[str, ValueView] = field(default_factory=dict)
     name: str = ""
+
+
+def part(nodes: Sequence[NodeView]) -> GraphView:
+    """A view of some nodes of a graph: inputs and outputs are what crosses their border."""
+    made = {v.name for n in nodes for v in n.outputs if v is not None}
+    inputs: dict[str, ValueView] = {}
+    constants: dict[str, ValueView] = {}
+    for node in nodes:
+        for value in node.inputs:
+            if value is not None and value.name not in made:
+                (constants if value.const is not None else inputs)[value.name] = value
+    outputs = tuple(v for n in nodes for v in n.outputs if v is not None)
+    return GraphView(tuple(nodes), tuple(inputs.values()), outputs, constants)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
 
+from gpurt import logs
 from gpurt.errors import GpurtError
 from gpurt.loader import convert, inference
 from gpurt.loader.names import Names
@@ -15,7 +15,7 @@ from gpurt.loader.opsets import CANONICAL_OPSETS, schema
 from gpurt.loader.upgrade import ORIGIN, upgrade
 from gpurt.loader.walk import bodies, graphs
 
-logger = logging.getLogger(__name__)
+logger = logs.get(__name__)
 
 _CALL_DOMAIN = "gpurt.expand"
 

@@ -5,19 +5,19 @@ This is a hint for those who look at a graph before shapes are known; planning u
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Final
 
 import onnx
 import onnx_ir as ir
 
+from gpurt import logs
 from gpurt.loader.names import defined
 from gpurt.loader.opsets import canonical_domain
 from gpurt.loader.typestr import text
 from gpurt.loader.walk import graphs
 
-logger = logging.getLogger(__name__)
+logger = logs.get(__name__)
 
 _SMALL: Final = 1024  # initializers of more bytes are no axes, pads or shapes, and inference needs only their type
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +66,9 @@ class RegionArena:
         self._regions: list[_Region] = []
         # Buffers of some drivers are mere addresses: nothing but this gives them back when the arena goes.
         weakref.finalize(self, _free_all, self._regions, free).atexit = False
+        # What was given back and is not yet entered: the garbage collector may free from within any call, one of this
+        # arena's included, and must not wait for a lock that its own thread holds.
+        self._returned: deque[BufferRef | int] = deque()
         self._lock = threading.Lock()
         self._in_use = self._held = self._peak = self._allocations = self._extensions = self._reserved = 0
 
@@ -75,6 +79,7 @@ class RegionArena:
         """
         size = -(-max(nbytes, 1) // self.alignment) * self.alignment
         with self._lock:
+            self._settle()
             place = self._best_fit(size) or self._extend(size)
             region, slot = place
             offset, length = region.free[slot]
@@ -88,27 +93,22 @@ class RegionArena:
             return BufferRef(region.buffer, offset, size)
 
     def free(self, ref: BufferRef) -> None:
-        """Give a block back; neighbouring free chunks become one."""
-        with self._lock:
-            region = next(r for r in self._regions if r.buffer is ref.buffer)
-            chunks = sorted([*region.free, (ref.offset, ref.nbytes)])
-            merged = [chunks[0]]
-            for offset, length in chunks[1:]:
-                last, size = merged[-1]
-                if last + size == offset:
-                    merged[-1] = (last, size + length)
-                else:
-                    merged.append((offset, length))
-            region.free = merged
-            self._in_use -= ref.nbytes
+        """Give a block back; it never waits."""
+        self._returned.append(ref)
+        self._try_settle()
 
     def reserve(self, nbytes: int) -> None:
-        """Count memory beside the arena (weights) against its limit; negative to give it back.
+        """Count memory beside the arena (weights) against its limit; negative to give it back, which never waits.
 
         Raises OutOfMemory with what was asked, held and the limit.
         """
+        if nbytes < 0:
+            self._returned.append(nbytes)
+            self._try_settle()
+            return
         with self._lock:
-            if nbytes > 0 and self._over(nbytes):
+            self._settle()
+            if self._over(nbytes):
                 self._shrink()
                 if self._over(nbytes):
                     raise self._exhausted(nbytes)
@@ -117,11 +117,13 @@ class RegionArena:
     def shrink(self) -> int:
         """Give regions that hold nothing back to the device; returns the bytes freed."""
         with self._lock:
+            self._settle()
             return self._shrink()
 
     def stats(self) -> Mapping[str, int]:
         """Bytes in_use, held, peak, reserved and limit (0: none); counts of allocations and extensions."""
         with self._lock:
+            self._settle()
             return {
                 "in_use": self._in_use,
                 "held": self._held,
@@ -131,6 +133,36 @@ class RegionArena:
                 "allocations": self._allocations,
                 "extensions": self._extensions,
             }
+
+    def _try_settle(self) -> None:
+        """Enter what was given back, unless somebody holds the lock: then the next call that takes it does."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._settle()
+            finally:
+                self._lock.release()
+
+    def _settle(self) -> None:
+        while self._returned:
+            entry = self._returned.popleft()
+            if isinstance(entry, BufferRef):
+                self._enter(entry)
+            else:
+                self._reserved += entry
+
+    def _enter(self, ref: BufferRef) -> None:
+        """A block is free again; neighbouring free chunks become one."""
+        region = next(r for r in self._regions if r.buffer is ref.buffer)
+        chunks = sorted([*region.free, (ref.offset, ref.nbytes)])
+        merged = [chunks[0]]
+        for offset, length in chunks[1:]:
+            last, size = merged[-1]
+            if last + size == offset:
+                merged[-1] = (last, size + length)
+            else:
+                merged.append((offset, length))
+        region.free = merged
+        self._in_use -= ref.nbytes
 
     def _shrink(self) -> int:
         empty = [r for r in self._regions if r.free == [(0, r.nbytes)]]

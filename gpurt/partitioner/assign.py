@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 
-from gpurt import dtypes
+from gpurt import dtypes, logs
 from gpurt.errors import Unsupported
-from gpurt.graph.view import GraphView, NodeView, ValueView
+from gpurt.graph.view import NodeView, part
 from gpurt.infer.types import result_dtypes
 from gpurt.loader import Expansion, Names, Views, expand, has_body
 from gpurt.partitioner.casts import Widener
@@ -19,7 +18,7 @@ from gpurt.partitioner.result import Decisions
 from gpurt.partitioner.shapes import host_nodes, shape_known
 from gpurt.provider import HOST, Provider
 
-logger = logging.getLogger(__name__)
+logger = logs.get(__name__)
 
 CONTROL: Final = frozenset({"If", "Loop", "Scan"})
 SHAPE_REASON: Final = "shape arithmetic stays on the host"
@@ -104,7 +103,7 @@ class Assigner:
         for claim in claims:
             nodes = [by_name[n] for n in claim if n in by_name and by_name[n] not in self._claimed]
             if len(nodes) < len(claim) and nodes:
-                logger.info("%s: a claim of %d nodes was trimmed to %d", provider.device, len(claim), len(nodes))
+                logger.debug("%s: a claim of %d nodes was trimmed to %d", provider.device, len(claim), len(nodes))
             for node in nodes:
                 self._claimed[node] = position
             if len(nodes) > 1:
@@ -197,19 +196,6 @@ class Assigner:
             op=view.op,
             remedy="Add a provider that has this operator to the list, or export the model without it",
         )
-
-
-def part(nodes: Sequence[NodeView]) -> GraphView:
-    """A view of some nodes of a graph: inputs and outputs are what crosses their border."""
-    made = {v.name for n in nodes for v in n.outputs if v is not None}
-    inputs: dict[str, ValueView] = {}
-    constants: dict[str, ValueView] = {}
-    for node in nodes:
-        for value in node.inputs:
-            if value is not None and value.name not in made:
-                (constants if value.const is not None else inputs)[value.name] = value
-    outputs = tuple(v for n in nodes for v in n.outputs if v is not None)
-    return GraphView(tuple(nodes), tuple(inputs.values()), outputs, constants)
 
 
 def complete_types(graph: ir.Graph) -> None:

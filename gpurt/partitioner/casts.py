@@ -33,9 +33,15 @@ _TYPED: Final = frozenset(
     ]
 )
 
+# Defined by a body whose every step has the node's own dtype; with that body the steps are rounded, not the end alone.
+_BY_STEPS: Final = frozenset(["Attention"])
+
 
 class Widener:
-    """Inserts casts, one for each value and dtype, and takes a value back to where it was wide already."""
+    """Inserts casts, one for each value and dtype.
+
+    What a node yields is narrowed before the next one widens it: the standard's values have the narrow type's digits.
+    """
 
     def __init__(self, providers: Sequence[Provider], names: Names, decisions: Decisions) -> None:
         self._providers = providers
@@ -48,7 +54,9 @@ class Widener:
 
         Returns the inserted nodes with the positions of their providers, or None if no wider dtype helps.
         """
-        if node.op_type in _TYPED or any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
+        if node.op_type in _TYPED | _BY_STEPS:
+            return None
+        if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
             return None
         view = Views().node(node)
         narrow = {
@@ -90,7 +98,6 @@ class Widener:
             assert after.dtype is not None, "the schema gives the wider dtype"
             old.type = _tensor_type(after.dtype)
             graph.insert_after(node, back)
-            self._wide[back.outputs[0], after.dtype] = old
             inserted[back] = self._provider_of(back)
             self._note(name, after.dtype, before.dtype, f"{view.op} runs as {wide.name} on {device}")
         return inserted

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import heapq
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from gpurt import logs
 from gpurt.errors import GpurtError, Unsupported
-from gpurt.graph.view import GraphView, NodeView
-from gpurt.partitioner.assign import CONTROL, part
+from gpurt.graph.view import GraphView, NodeView, part
+from gpurt.partitioner.assign import CONTROL
 from gpurt.partitioner.result import CompiledGraph, ControlItem, Decisions, Item, UnitItem
 from gpurt.partitioner.shapes import deciding, shape_operands
 from gpurt.provider import HOST, Capability, Provider
 
-logger = logging.getLogger(__name__)
+logger = logs.get(__name__)
 
 
 class Compiler:
@@ -94,7 +94,7 @@ class Compiler:
             view = part([node])
             answer = self._providers[position].get_capability(view)
             if answer.takes(node):
-                logger.info("%s: %s moves from %s: %s", self._providers[position].device, node.name, device, reason)
+                logger.debug("%s: %s moves from %s: %s", self._providers[position].device, node.name, device, reason)
                 self._owners[node.name] = position
                 return self._units(position, view)
             refused[self._providers[position].device] = answer.refused.get(node.name, "not claimed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -56,8 +57,10 @@ class CompiledGraph:
 
 @dataclass(slots=True)
 class Decisions:
-    """Everything explain() reports of partitioning."""
+    """Everything explain() reports of what was done to the graph, and why."""
 
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
     casts: list[dict[str, str]] = field(default_factory=list)
     removed: list[dict[str, str]] = field(default_factory=list)
+    applied: list[dict[str, Any]] = field(default_factory=list)
+    misses: list[dict[str, str]] = field(default_factory=list)

@@ -15,7 +15,9 @@ import numpy as np
 from gpurt.graph.view import NodeView
 from gpurt.infer import infer
 from gpurt.partitioner.result import CompiledGraph, ControlItem, UnitItem
-from gpurt.plan.sizes import fold_sizes, sized
+from gpurt.plan.delivery import Delivery
+from gpurt.plan.destination import Target
+from gpurt.plan.sizes import fold_sizes, known_content, sized
 from gpurt.plan.steps import (
     DeviceStep,
     Draft,
@@ -65,7 +67,7 @@ class _Cut(Exception):
     pass
 
 
-class Builder:
+class Builder(Delivery):
     """One walk. `held` gives the specs of values that exist already; None for those that are no tensors."""
 
     def __init__(
@@ -85,6 +87,8 @@ class Builder:
         self._symbolic = any(map(sized, held.values()))
         self._lasting: set[Slot] = set()
         self._busy: set[int] = set()  # spaces whose queue may still work for this plan
+        self._moved: dict[str, Slot] = {}
+        self._spoilt = False
         self._steps: list[Step] = []
         self._slots: list[Slot] = []
         self._registers = 0
@@ -93,10 +97,16 @@ class Builder:
         self._copies: list[dict[str, Any]] = []
         self._places: dict[str, Place] = {name: Place(spec, entry=name) for name, spec in held.items()}
 
-    def build(self, start: int, *, outputs_to_host: bool) -> Draft:
-        """Walk from an item on. Raises Unknown if not even the first item can be planned."""
+    def build(self, start: int, targets: Mapping[str, Target] | None) -> Draft:
+        """Walk from an item on. Raises Unknown if not even the first item can be planned.
+
+        Targets say where the graph's outputs are wanted, the host if not there; None leaves them where they are.
+        """
         items = self._graph.items
         self._add_constants(self._graph)
+        self._spoilt = any(t.space > 0 and not t.direct for t in (targets or {}).values())
+        if start and targets:  # what earlier plans yielded may lie in the past's memory
+            targets = {n: replace(t, past="") for n, t in targets.items()}
         end = start
         try:
             while end < len(items):
@@ -111,22 +121,24 @@ class Builder:
             pass
         final = end == len(items)
         wanted = self._graph.outputs if final else [n for n in self._graph.needs[end] if n in self._places]
-        outputs: list[tuple[str, Place]] = []
-        for name in dict.fromkeys(wanted):
-            place = self._places[name]
-            if final and outputs_to_host:
-                self._on_host(name, "graph output")
-            elif _known(place.spec) and place.register is None:
-                self._on_host(name, "")
-            if place.entry != name or final:  # what was held before stays held
-                outputs.append((name, place))
+        outputs = self._deliver_all(wanted, targets, final=final)
         for space in sorted({p.pending for _, p in outputs if p.pending is not None}):
             self._sync(space)
         for _, place in outputs:
             self._lasting.update(place.slots.values(), place.views)
         for slot in self._lasting:
             slot.use(len(self._steps))
-        return Draft(end, self._steps, self._slots, self._registers, self._preset, self._entries, outputs, self._copies)
+        return Draft(
+            end,
+            self._steps,
+            self._slots,
+            self._registers,
+            self._preset,
+            self._entries,
+            outputs,
+            self._copies,
+            self._moved,
+        )
 
     # --- items
 
@@ -215,16 +227,21 @@ class Builder:
 
     def _infer(self, unit: HostUnit) -> Sequence[Spec] | None:
         """Output specs of a host unit; None where only running it can tell."""
-        if len(unit.nodes) != 1:
-            return None
-        specs = [None if n is None else self._places[n].spec for n in unit.inputs]
-        if any(s is None and n is not None for s, n in zip(specs, unit.inputs, strict=True)):
-            return None
-        try:
-            found = infer(unit.nodes[0], specs)
-        except (Unknown, ValueError):
-            return None
-        return found if len(found) >= len(unit.outputs) else None
+        known = {n: self._places[n].spec for n in unit.inputs if n is not None}
+        found: Sequence[Spec] = ()
+        for node in unit.nodes:
+            specs = [None if v is None else known[v.name] for v in node.inputs]
+            if any(s is None and v is not None for s, v in zip(specs, node.inputs, strict=True)):
+                return None
+            try:
+                found = infer(node, specs)
+            except (Unknown, ValueError):
+                return None
+            known.update((v.name, s) for v, s in zip(node.outputs, found, strict=False) if v is not None)
+        if len(unit.nodes) == 1:
+            return found if len(found) >= len(unit.outputs) else None
+        wanted = [None if n is None else known.get(n) for n in unit.outputs]
+        return None if None in wanted else [s for s in wanted if s is not None]
 
     def _device_unit(self, unit: DeviceUnit, space: int) -> None:
         specs: list[Spec | None] = []
@@ -251,7 +268,7 @@ class Builder:
         operands = [self._operand(o, unit, outs, space) for o in plan.operands]
         step = len(self._steps)
         if plan.operands:
-            self._steps.append(DeviceStep(space, plan, operands))
+            self._steps.append(DeviceStep(space, plan, operands, unit, specs))
             self._busy.add(space)
         for slot in [*operands, *outs]:
             slot.use(step)
@@ -282,7 +299,7 @@ class Builder:
             specs: list[Spec | None] = []
             for value in node.inputs:
                 spec = None if value is None else found.get(value.name) or self._places[value.name].spec
-                known = value is None or _known(spec)
+                known = value is None or known_content(spec)
                 if not known and (node.op_type not in ("Shape", "Size") or spec is None):
                     return False
                 specs.append(spec)
@@ -332,11 +349,12 @@ class Builder:
                 space, slot = next(iter(place.slots.items()))
                 assert place.spec is not None, "a device value has a shape"
                 slot.use(len(self._steps))
-                if space in self._shared:
-                    self._steps.append(ViewStep(slot, place.register, place.spec))
+                # A view would be looked at too late if its memory is a fed value's that an output is written to.
+                if space in self._shared and not (self._spoilt and slot.root()[0].name):
+                    self._steps.append(ViewStep(slot, place.register, place.spec, name))
                     place.views = frozenset((slot,))
                 else:
-                    self._steps.append(ReadStep(slot, place.register, place.spec))
+                    self._steps.append(ReadStep(slot, place.register, place.spec, name))
                 place.pending = space
             else:
                 assert place.spec is not None, f"{name} is nowhere"
@@ -367,9 +385,9 @@ class Builder:
             for used in (slot, *place.views):
                 used.use(len(self._steps))
             if space in self._shared and space not in self._busy:
-                self._steps.append(StoreStep(register, slot))
+                self._steps.append(StoreStep(register, slot, name))
             else:
-                self._steps.append(WriteStep(register, slot))
+                self._steps.append(WriteStep(register, slot, name))
                 self._busy.add(space)
                 self._lasting |= place.views  # the queue reads them some time before the run ends
             self._copy(name, space, cause)
@@ -395,8 +413,3 @@ class Builder:
         self._copies.append(
             {"value": name, "from": source, "to": to, "bytes": plain(place.spec.nbytes), "cause": cause}
         )
-
-
-def _known(spec: Spec | None) -> bool:
-    """Whether the content is known, if only as sizes."""
-    return isinstance(spec, SizedSpec) or (spec is not None and spec.const is not None)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from time import perf_counter_ns
 from typing import Any, Final, Protocol
 
 import numpy as np
 
+from gpurt import logs
 from gpurt.partitioner.result import CompiledGraph, ControlItem
 from gpurt.plan.builder import KEYED_ELEMENTS, Builder, Planning
+from gpurt.plan.cache import PlanCache, Point
+from gpurt.plan.destination import Destination, Target
 from gpurt.plan.plan import Plan
 from gpurt.plan.steps import Draft
 from gpurt.plan.template import Template, make_template, varying
@@ -19,7 +21,9 @@ from gpurt.plan.values import MISSING, Held, Run
 from gpurt.provider import DeviceMemory
 from gpurt.spec import Spec
 
-logger = logging.getLogger("gpurt.plan")
+logger = logs.get(__name__)
+NOWHERE: Final[Mapping[str, Destination]] = {}
+
 
 MOST_TEMPLATES: Final = 8
 """Templates kept for each position; the one that has not served for longest goes first."""
@@ -38,10 +42,11 @@ class Site(Planning, Protocol):
     def devices(self) -> Sequence[str]: ...
 
     @property
-    def plan_cache_size(self) -> int: ...
+    def plans(self) -> PlanCache: ...
 
     @property
-    def lock(self) -> AbstractContextManager[Any]: ...
+    def building(self) -> AbstractContextManager[Any]:
+        """Held while a plan is made, one at a time; runs whose plan exists do not wait for it."""
 
     def runner(self, graph: CompiledGraph) -> GraphRunner:
         """The one runner of a nested graph."""
@@ -56,47 +61,50 @@ class GraphRunner:
     def __init__(self, site: Site, graph: CompiledGraph, *, outputs_to_host: bool) -> None:
         self.graph = graph
         self._site = site
-        self._outputs_to_host = outputs_to_host
+        self._targets: dict[str, Target] | None = {} if outputs_to_host else None
         # Control flow takes its inputs from held values, so constants that it reads directly are held from the start.
         direct = {v.name for i in graph.items if isinstance(i, ControlItem) for v in i.node.inputs if v is not None}
         self._constants = {n: a for n, a in graph.constants.items() if n in direct}
-        self._plans: list[OrderedDict[Any, Plan]] = [OrderedDict() for _ in range(len(graph.items) + 1)]
-        self._templates: list[list[Template]] = [[] for _ in self._plans]  # the last one that served is the last
+        self._points: list[Point] = [site.plans.point() for _ in range(len(graph.items) + 1)]
+        self._templates: list[list[Template]] = [[] for _ in self._points]  # the last one that served is the last
         self._latest: dict[int, Sequence[Any]] = {}  # signatures that plans or templates were made for
-        self._attempts = [0] * len(self._plans)  # walks for templates that came to nothing, by position
+        self._attempts = [0] * len(self._points)  # walks for templates that came to nothing, by position
 
-    def run(self, run: Run, env: dict[str, Held]) -> list[Held]:
-        """Run with the graph's inputs and captures in env; env gains what the plans yield."""
+    def run(self, run: Run, env: dict[str, Held], destinations: Mapping[str, Destination] = NOWHERE) -> list[Held]:
+        """Run with the graph's inputs and captures in env; env gains what the plans yield.
+
+        Destinations, by output, say where the caller wants outputs that are not just wanted on the host.
+        """
         position = 0
         items = self.graph.items
         for name, constant in self._constants.items():
             env.setdefault(name, Held(constant))
         if not items:
-            plan, symbols = self._plan(0, env, run)
-            plan.execute(run, env, symbols)
+            plan, symbols = self._plan(0, env, run, destinations)
+            plan.execute(run, env, destinations, symbols)
         while position < len(items):
             item = items[position]
             if isinstance(item, ControlItem) and not self._can_inline(item, env, run):
                 from gpurt.plan.control import execute
 
-                execute(self._site, item, run, env)
+                with run.span("Node", f"{item.node.name}_kernel_time", _about(item)):
+                    execute(self._site, item, run, env)
                 position += 1
                 if position == len(items):  # outputs that control flow yields need no plan but for reaching the host
-                    plan, symbols = self._plan(position, env, run)
-                    plan.execute(run, env, symbols)
+                    plan, symbols = self._plan(position, env, run, destinations)
+                    plan.execute(run, env, destinations, symbols)
                 continue
-            plan, symbols = self._plan(position, env, run)
+            plan, symbols = self._plan(position, env, run, destinations)
             if plan.end == position:
                 continue  # an If that turned out not to be inlined
-            plan.execute(run, env, symbols)
+            plan.execute(run, env, destinations, symbols)
             position = plan.end
         return [env[name] for name in self.graph.outputs]
 
     def plans(self) -> list[Plan]:
         """All plans that are kept."""
-        with self._site.lock:
-            own = [p for plans in self._plans for p in plans.values()]
-            return own + [t.plan for templates in self._templates for t in templates]
+        own = [plan for point in self._points for plan in point]
+        return own + [t.plan for templates in self._templates for t in templates]
 
     def _can_inline(self, item: ControlItem, env: Mapping[str, Held], run: Run) -> bool:
         if item.node.op_type != "If" or not item.inline:
@@ -106,7 +114,9 @@ class GraphRunner:
         held = env.get(condition.name)
         return held is None or isinstance(held.on_host(run), np.ndarray)
 
-    def _plan(self, position: int, env: Mapping[str, Held], run: Run) -> tuple[Plan, tuple[int, ...]]:
+    def _plan(
+        self, position: int, env: Mapping[str, Held], run: Run, destinations: Mapping[str, Destination]
+    ) -> tuple[Plan, tuple[int, ...]]:
         """The plan for the values in env from an item on, made if there is none yet; a template's symbols' values."""
         needs = self.graph.needs[position]
         key: list[Any] = []
@@ -127,16 +137,23 @@ class GraphRunner:
                 where = tuple(held.tensors) if held.host is MISSING else None
                 key.append((spec.shape, spec.dtype.num, where))
             specs[name] = spec
+        targets = self._targets
+        if destinations:
+            targets = {name: destination.target for name, destination in destinations.items()}
+            key.extend(targets.items())
         signature = tuple(key)
-        plans = self._plans[position]
-        with self._site.lock:
-            plan = plans.get(signature)
+        point = self._points[position]
+        plan = point.get(signature)
+        if plan is not None:
+            return plan, ()
+        with self._site.building:
+            plan = point.get(signature)  # another thread may have made it meanwhile
             if plan is not None:
-                plans.move_to_end(signature)
                 return plan, ()
             served = self._served(position, signature)
             if served is not None:
                 return served
+            start = perf_counter_ns()
             known = {n: _kept(s) for n, s in specs.items()}
             # What the host has is copied into the plan's own memory; what is on a device is used where it is.
             slotted = frozenset(n for n in self.graph.inputs if n in env and env[n].host is not MISSING)
@@ -144,18 +161,26 @@ class GraphRunner:
 
             def walk(entries: Mapping[str, Spec | None]) -> Draft:
                 builder = Builder(self._site, self.graph, entries, slotted, self._site.devices, shared)
-                return builder.build(position, outputs_to_host=self._outputs_to_host)
+                return builder.build(position, targets)
 
-            if self._template(position, signature, known, walk):
+            # Memory from outside is copied by sizes that a plan fixes: such plans serve one size.
+            if not destinations and self._template(position, signature, known, walk):
                 served = self._served(position, signature)
                 if served is not None:
                     return served
             draft = walk(known)
             plan = Plan(draft, self._site.memories)
             self._site.planned(self.graph, plan)
-            plans[signature] = plan
-            while len(plans) > self._site.plan_cache_size:
-                plans.popitem(last=False)[1].retire()
+            point.add(signature, plan)
+            about = {n: repr(s) for n, s in known.items() if s is not None and n in self.graph.inputs}
+            logger.debug(
+                "planned %s from item %d to %d for %s: %.1f ms, %d steps, %d bytes",
+                self.graph.name, position, plan.end, about, (perf_counter_ns() - start) / 1e6, len(draft.steps),
+                plan.nbytes,
+            )  # fmt: skip
+            if run.trace is not None:
+                args = {"graph": self.graph.name, "inputs": about, "steps": len(draft.steps), "bytes": plan.nbytes}
+                run.trace.host("Session", "plan", start, args)
             return plan, ()
 
     def _served(self, position: int, signature: Sequence[Any]) -> tuple[Plan, tuple[int, ...]] | None:
@@ -199,6 +224,17 @@ class GraphRunner:
         while len(templates) > MOST_TEMPLATES:
             templates.pop(0).plan.retire()
         return True
+
+
+def _about(item: ControlItem) -> dict[str, Any]:
+    """A control-flow node as profiles show it."""
+    return {
+        "op_name": item.node.op_type,
+        "provider": "CPUExecutionProvider",
+        "device": "cpu",
+        "input_type_shape": [],
+        "output_type_shape": [],
+    }
 
 
 def _kept(spec: Spec | None) -> Spec | None:

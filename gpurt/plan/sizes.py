@@ -27,6 +27,11 @@ def sized(spec: Spec | None) -> bool:
     return spec is not None and (isinstance(spec, SizedSpec) or any(isinstance(n, Size) for n in spec.shape))
 
 
+def known_content(spec: Spec | None) -> bool:
+    """Whether the content is known, if only as sizes."""
+    return isinstance(spec, SizedSpec) or (spec is not None and spec.const is not None)
+
+
 def fold_sizes(node: NodeView, specs: Sequence[Spec | None]) -> list[Spec] | None:
     """Outputs of a node over symbolic sizes; None where it is none of those that are followed."""
     if node.domain or (any(s is not None and s.dtype.kind not in "iub" for s in specs) and node.op_type not in _SHAPES):

@@ -6,20 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpurt.provider import HostUnit, UnitPlan
+from gpurt.provider import DeviceUnit, HostUnit, UnitPlan
 from gpurt.spec import Spec
 
 
 class Slot:
     """A range of memory in one space; `root` is the slot it is a part of."""
 
-    __slots__ = ("bound", "first", "last", "name", "nbytes", "parent", "shift", "space")
+    __slots__ = ("bound", "first", "last", "name", "nbytes", "parent", "shift", "space", "target")
 
     def __init__(self, space: int, nbytes: int, *, name: str = "", bound: Any = None) -> None:
         self.space = space
         self.nbytes = nbytes
         self.name = name  # of the value that brings its own memory into the plan; "" for memory the plan assigns
         self.bound = bound  # memory of a constant
+        self.target = ""  # the graph output whose destination is this slot's memory
         self.parent: Slot | None = None
         self.shift = 0
         self.first = 1 << 60
@@ -47,15 +48,19 @@ class HostStep:
     unit: HostUnit
     ins: Sequence[int]
     outs: Sequence[int]
+    into: frozenset[int] = frozenset()  # positions in outs whose registers may begin with the caller's memory
 
 
 @dataclass(slots=True)
 class DeviceStep:
-    """Launch a unit's plan over slots, in the order of its operands."""
+    """Launch a unit's plan over slots, in the order of its operands, but for the launches of `skip`."""
 
     space: int
     plan: UnitPlan
     slots: Sequence[Slot]
+    unit: DeviceUnit
+    inputs: Sequence[Spec | None]
+    skip: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -64,6 +69,7 @@ class WriteStep:
 
     register: int
     slot: Slot
+    value: str = ""
 
 
 @dataclass(slots=True)
@@ -73,6 +79,7 @@ class ReadStep:
     slot: Slot
     register: int
     spec: Spec
+    value: str = ""
 
 
 @dataclass(slots=True)
@@ -82,6 +89,7 @@ class ViewStep:
     slot: Slot
     register: int
     spec: Spec
+    value: str = ""
 
 
 @dataclass(slots=True)
@@ -89,6 +97,15 @@ class StoreStep:
     """Copy a host register into a slot that the host can write, which nothing that is enqueued uses."""
 
     register: int
+    slot: Slot
+    value: str = ""
+
+
+@dataclass(slots=True)
+class CopyStep:
+    """Copy a slot into another one of the same space."""
+
+    source: Slot
     slot: Slot
 
 
@@ -99,7 +116,7 @@ class SyncStep:
     space: int
 
 
-Step = HostStep | DeviceStep | WriteStep | ReadStep | ViewStep | StoreStep | SyncStep
+Step = HostStep | DeviceStep | WriteStep | ReadStep | ViewStep | StoreStep | CopyStep | SyncStep
 
 
 @dataclass(slots=True)
@@ -128,3 +145,4 @@ class Draft:
     entries: list[tuple[str, int]]
     outputs: list[tuple[str, Place]]
     copies: list[dict[str, Any]]
+    targets: dict[str, Slot]  # graph outputs that are written to memory from outside the plan

@@ -32,7 +32,7 @@ def varying(old: Signature, new: Signature) -> dict[Pair, int] | None:
     for a, b in zip(old, new, strict=True):
         if a == b:
             continue
-        if a is None or b is None or a[1:] != b[1:] or len(a[0]) != len(b[0]):
+        if a is None or b is None or not isinstance(a[0], tuple) or a[1:] != b[1:] or len(a[0]) != len(b[0]):
             return None
         for pair in zip(a[0], b[0], strict=True):
             if pair[0] != pair[1]:
@@ -48,6 +48,7 @@ class Template:
     ) -> None:
         self.plan = plan
         self._holds = holds
+        self._length = len(new)
         self._first: list[tuple[int, int]] = [(-1, -1)] * len(pairs)  # where each symbol is read
         self._again: list[tuple[int, int, int]] = []  # where else it must be the same
         self._fixed: list[tuple[int, Any]] = []
@@ -69,6 +70,8 @@ class Template:
 
     def match(self, signature: Signature) -> tuple[int, ...] | None:
         """The symbols' values where the template serves a signature."""
+        if len(signature) != self._length:
+            return None
         for i, entry in self._fixed:
             if signature[i] != entry:
                 return None

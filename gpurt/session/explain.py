@@ -19,14 +19,29 @@ class Explanation:
         self._data = data
 
     def to_dict(self) -> dict[str, Any]:
-        """``version`` 1; ``nodes``, ``removed``, ``copies`` and ``casts`` as lists of dictionaries."""
+        """``version`` 1, and lists of dictionaries.
+
+        ``nodes``, ``copies`` and ``casts``; ``removed``: what the optimizer took out, ``why`` and ``by`` what;
+        ``transformations`` that changed the graph, each ``required`` (copies between devices, casts), ``general`` or
+        of one ``provider``; ``near_misses``: rules that fitted a place in part, and the reason why they did not fire.
+        """
         return dict(self._data)
+
+    def headline(self) -> str:
+        """All of it in a line: nodes by device, and the operators that a device before theirs has refused."""
+        nodes = self._data["nodes"]
+        counts = Counter(n["device"] for n in nodes)
+        handed_on = Counter(f"{n['op_type']} to {n['device']}" for n in nodes if n["refused"])
+        told = f"{len(nodes)} nodes: " + ", ".join(f"{c} on {d}" for d, c in counts.most_common())
+        told += "; " + ", ".join(f"{len(self._data[what])} {what}" for what in ("removed", "copies", "casts"))
+        if handed_on:
+            most = ", ".join(f"{c} {what}" for what, c in handed_on.most_common(5))
+            told += f"; handed on: {most}" + (f" and {len(handed_on) - 5} more kinds" if len(handed_on) > 5 else "")
+        return told
 
     def __str__(self) -> str:
         nodes, copies, casts = self._data["nodes"], self._data["copies"], self._data["casts"]
-        counts = Counter(n["device"] for n in nodes)
-        lines = [f"{len(nodes)} nodes: " + ", ".join(f"{c} on {d}" for d, c in counts.most_common())]
-        lines[0] += f"; {len(self._data['removed'])} removed, {len(copies)} copies, {len(casts)} casts"
+        lines = [self.headline()]
         width = max((len(n["device"]) for n in nodes), default=0)
         for node in nodes:
             fused = f" (fused: {', '.join(node['fused_from'])})" if node["fused_from"] else ""
@@ -58,8 +73,15 @@ def explain(
             "removed": list(decisions.removed),
             "copies": copies,
             "casts": list(decisions.casts),
+            "transformations": [*decisions.applied, *_required(Cast=len(decisions.casts), Memcpy=len(copies))],
+            "near_misses": list(decisions.misses),
         }
     )
+
+
+def _required(**changes: int) -> list[dict[str, Any]]:
+    """What partitioning had to put in, in the form of the optimizer's transformations."""
+    return [{"name": n, "kind": "required", "level": 0, "changes": c} for n, c in changes.items() if c]
 
 
 def levels(graph: CompiledGraph) -> Iterator[CompiledGraph]:

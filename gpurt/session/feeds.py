@@ -1,8 +1,12 @@
-"""Checks of what the caller passes to run: names, dtypes, ranks and dimensions; errors say what was expected."""
+"""Checks of what the caller passes to run: names, dtypes, ranks and dimensions; errors say what was expected.
+
+Values may be NumPy arrays, gpurt.Tensors, other libraries' arrays on the host or on a device, scalars and lists.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,10 +14,25 @@ import numpy as np
 from gpurt import dtypes
 from gpurt.errors import InvalidArgument, suggest
 from gpurt.loader import GraphInput
+from gpurt.tensor import Tensor
+from gpurt.tensor.foreign import device_of, to_host
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Another library's array on a device; whether the session can use it there is seen when it runs."""
+
+    value: Any
+    device: str
 
 
 def check_feeds(feeds: Mapping[str, Any], inputs: Sequence[GraphInput], optional: frozenset[str]) -> dict[str, Any]:
-    """Feeds as the runtime wants them: native byte order, C-contiguous arrays. Raises InvalidArgument."""
+    """Feeds as the runtime wants them: native byte order, C-contiguous arrays on the host.
+
+    What is on a device stays there: a Tensor, or an Elsewhere, whose dtype and shape are not checked yet.
+
+    Raises InvalidArgument.
+    """
     if not isinstance(feeds, Mapping):
         raise InvalidArgument(f"the feeds are a {type(feeds).__name__}", remedy='Give a dictionary: {"x": array}')
     known = {i.name: i for i in inputs}
@@ -34,41 +53,55 @@ def check_feeds(feeds: Mapping[str, Any], inputs: Sequence[GraphInput], optional
 
 
 def _check(info: GraphInput, value: Any) -> Any:
+    if isinstance(value, Elsewhere):
+        return value
     if not info.type.startswith("tensor("):
         return _check_container(info, value)
     expected = dtypes.from_name(info.type[len("tensor(") : -1])
-    if isinstance(value, (str, bytes)) or (expected.kind == "O" and not isinstance(value, np.ndarray)):
-        value = np.asarray(value, dtype=object)
-    array = np.asarray(value)
+    if isinstance(value, Tensor):
+        check_fit(f"input {info.name!r}", info, value.dtype, value.shape)
+        return value.numpy() if value.storage is None else value
+    if not isinstance(value, np.ndarray):
+        if isinstance(value, (str, bytes)) or expected.kind == "O":
+            value = np.asarray(value, dtype=object)
+        device = device_of(value)
+        if device is not None:
+            return Elsewhere(value, device)
+    array = to_host(value)
     if expected.kind == "O":
         if array.dtype.kind not in "OUST":
             raise InvalidArgument(
                 f"input {info.name!r} is {array.dtype}, not strings", remedy=f"Feed {_describe(info)}"
             )
         array = array.astype(object)
-    else:
-        if array.dtype.byteorder not in "=|" and array.dtype.newbyteorder("=") == expected:
-            array = array.astype(expected)
-        if array.dtype != expected:
-            raise InvalidArgument(
-                f"input {info.name!r} is {array.dtype}, the model wants {expected}",
-                remedy=f"Feed {_describe(info)}; for example array.astype({expected.name!r})",
-            )
-    if info.shape is not None:
-        if array.ndim != len(info.shape):
-            raise InvalidArgument(
-                f"input {info.name!r} has rank {array.ndim} (shape {list(array.shape)}), the model wants rank "
-                f"{len(info.shape)}",
-                remedy=f"Feed {_describe(info)}",
-            )
-        for axis, (want, got) in enumerate(zip(info.shape, array.shape, strict=True)):
-            if isinstance(want, int) and want >= 0 and want != got:
-                raise InvalidArgument(
-                    f"input {info.name!r} has {got} at dimension {axis} (shape {list(array.shape)}), the model wants "
-                    f"{want}",
-                    remedy=f"Feed {_describe(info)}",
-                )
+    elif array.dtype.byteorder not in "=|" and array.dtype.newbyteorder("=") == expected:
+        array = array.astype(expected)
+    check_fit(f"input {info.name!r}", info, array.dtype, array.shape)
     return array if array.ndim == 0 else np.ascontiguousarray(array)
+
+
+def check_fit(what: str, info: GraphInput, dtype: np.dtype, shape: Sequence[int]) -> None:
+    """Raise InvalidArgument unless a tensor of this dtype and shape fits an input or output of the model."""
+    expected = dtypes.from_name(info.type[len("tensor(") : -1])
+    if dtype != expected:
+        narrow = expected.isbuiltin == 2 and dtype.kind in "iu" and dtype.itemsize == expected.itemsize
+        cast = f"gpurt.Tensor.from_dlpack(x, dtype={expected.name!r})" if narrow else f"array.astype({expected.name!r})"
+        raise InvalidArgument(
+            f"{what} is {dtype}, the model wants {expected}", remedy=f"Give {_describe(info)}; for example {cast}"
+        )
+    if info.shape is None:
+        return
+    if len(shape) != len(info.shape):
+        raise InvalidArgument(
+            f"{what} has rank {len(shape)} (shape {list(shape)}), the model wants rank {len(info.shape)}",
+            remedy=f"Give {_describe(info)}",
+        )
+    for axis, (want, got) in enumerate(zip(info.shape, shape, strict=True)):
+        if isinstance(want, int) and want >= 0 and want != got:
+            raise InvalidArgument(
+                f"{what} has {got} at dimension {axis} (shape {list(shape)}), the model wants {want}",
+                remedy=f"Give {_describe(info)}",
+            )
 
 
 def _check_container(info: GraphInput, value: Any) -> Any:

@@ -5,35 +5,42 @@ from __future__ import annotations
 import logging
 import os
 import time
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
-from gpurt import registry
+from gpurt import logs, registry
 from gpurt.autodiff import differentiate
-from gpurt.errors import EPFail, InvalidArgument, ProviderError, Unsupported, suggest
+from gpurt.errors import InvalidArgument, Unsupported, suggest
 from gpurt.loader import GraphInput, Views, load
 from gpurt.optimizer import optimize
 from gpurt.optimizer.settle import settle
 from gpurt.options import SessionOptions
 from gpurt.partitioner import Assigner, Compiler, Decisions
 from gpurt.partitioner.assign import CONTROL, SHAPE_REASON
-from gpurt.plan.values import Held, aligned_empty
-from gpurt.provider import HOST, Provider, Unavailable
+from gpurt.plan.cache import PlanCache
+from gpurt.plan.destination import LEAVE, Destination, Target
+from gpurt.plan.values import Held, Run
+from gpurt.provider import HOST
+from gpurt.run_options import RunOptions
+from gpurt.session.binding import IOBinding
 from gpurt.session.explain import Explanation, explain
 from gpurt.session.feeds import check_feeds
+from gpurt.session.opening import asked, open_providers, with_threads
+from gpurt.session.profiling import Profile
+from gpurt.session.residence import Residence, check_apart
+from gpurt.session.results import owned, result, root
+from gpurt.session.running import running
 from gpurt.session.site import Evaluator, Site
-from gpurt.spec import Spec
+from gpurt.session.warmup import Shapes, listed, zeros
+from gpurt.session.workers import Workers
 
-logger = logging.getLogger(__name__)
-
-DEFAULT_PROVIDERS = ("cuda", "opencl", "cpu")
+logger = logs.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,8 @@ class InferenceSession:
         NotImplemented: a node that no provider in the list can run.
     """
 
+    binding: ClassVar[type[IOBinding]] = IOBinding
+
     def __init__(
         self,
         path_or_bytes: str | os.PathLike[str] | bytes | onnx.ModelProto,
@@ -78,35 +87,57 @@ class InferenceSession:
         options = sess_options if sess_options is not None else SessionOptions()
         if not isinstance(options, SessionOptions):
             raise InvalidArgument(f"sess_options is {options!r}", remedy="Give a gpurt.SessionOptions")
-        _set_severity(options.log_severity_level)
+        self._options = options
+        self._scope = logs.Scope(options.log_severity_level, options.log_verbosity_level, options.logid)
+        self._profile = Profile() if options.enable_profiling else None
+        self._workers = Workers()
+        with logs.scope(self._scope):
+            self._create(path_or_bytes, options, providers, provider_options)
+
+    def _create(
+        self,
+        path_or_bytes: str | os.PathLike[str] | bytes | onnx.ModelProto,
+        options: SessionOptions,
+        providers: Sequence[Any] | None,
+        provider_options: Sequence[Mapping[str, Any]] | None,
+    ) -> None:
         _set_threads(options.intra_op_num_threads)
         times = {"start": time.perf_counter()}
-        requests = registry.parse(_asked(providers), provider_options)
+        requests = registry.parse(asked(providers), provider_options)
         loaded = load(path_or_bytes)
         differentiate(loaded.model, loaded.names)
         times["load"] = time.perf_counter()
-        requests = [_with_threads(r, options.intra_op_num_threads) for r in requests]
-        self._providers = _open(requests, asked=providers is not None, strict=options.strict)
+        requests = [with_threads(r, options.intra_op_num_threads) for r in requests]
+        self._providers = open_providers(requests, asked=providers is not None, strict=options.strict)
         times["providers"] = time.perf_counter()
         host = next(p for p in self._providers if p.memory_space == HOST)
         evaluator = Evaluator(host)
         self._decisions = Decisions()
-        removed = optimize(loaded.model, options.graph_optimization_level, evaluator)
+        names, disabled = loaded.names, options.disabled_optimizers
+        report = optimize(
+            loaded.model, options.graph_optimization_level, evaluator, names,
+            disabled=disabled, extra=options.transformers, providers=self._providers,
+        )  # fmt: skip
+        removed = report.removed
         times["optimize"] = time.perf_counter()
-        names = loaded.names
         owners, groups = Assigner(loaded.model, self._providers, names, self._decisions).assign()
         if options.graph_optimization_level:
-            removed += settle(loaded.model, evaluator)
-        self._decisions.removed = [{"name": r.name, "op_type": r.op_type, "why": r.why} for r in removed]
+            removed += settle(loaded.model, evaluator, names, disabled)
+        self._decisions.removed = [asdict(r) for r in removed]
+        self._decisions.applied = [{**asdict(a), "kind": str(a.kind), "level": int(a.level)} for a in report.applied]
+        self._decisions.misses = [{"rule": m.rule, "node": m.node, "reason": m.reason} for m in report.misses]
         if options.strict and host.name not in {r.name for r in requests}:
             _check_strict(loaded.model, owners, self._providers.index(host), self._decisions)
         times["partition"] = time.perf_counter()
         compiler = Compiler(self._providers, owners, groups, self._decisions)
         self._compiled = compiler.compile(Views().graph(loaded.model.graph))
         times["compile"] = time.perf_counter()
+        plans = PlanCache(options.plan_cache_size, options.plan_cache_bytes)
         # A fresh evaluator: the one for folding remembers nodes, and with them weights, that are gone.
-        self._site = Site(self._providers, compiler, Evaluator(host), options.plan_cache_size)
+        self._site = Site(self._providers, compiler, Evaluator(host), plans)
         self._runner = self._site.runner(self._compiled)
+        self._residence = Residence(self._site)
+        self._fixed = frozenset(id(root(a)) for a in self._compiled.constants.values())
         self._inputs: list[GraphInput] = loaded.inputs
         self._outputs: list[GraphInput] = loaded.outputs
         self._overridable = loaded.overridable
@@ -115,16 +146,26 @@ class InferenceSession:
         marks = list(times.items())
         phases = ", ".join(f"{b[0]} {1e3 * (b[1] - a[1]):.1f} ms" for a, b in pairwise(marks))
         logger.info("session created: %s", phases)
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("%s", self.explain().headline())
+        if self._profile is not None:
+            self._profile.created(marks, from_file=isinstance(path_or_bytes, (str, os.PathLike)))
+            weakref.finalize(self, self._profile.close_late, options.profile_file_prefix)
 
     def run(
-        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: None = None
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Any],
+        run_options: RunOptions | None = None,
     ) -> list[Any]:
         """Run the model and wait for the results.
 
         Args:
             output_names: which outputs, in which order; None for all.
-            input_feed: name -> value: NumPy arrays or what NumPy makes arrays of, lists for sequences.
-            run_options: must be None; options for a single run are not supported yet.
+            input_feed: name -> value: NumPy arrays, gpurt.Tensors, arrays of CuPy, torch and all others that speak
+                DLPack, PyOpenCL's arrays, what NumPy makes arrays of; lists for sequences. What lies on a device of the
+                session is used in place; what lies on another comes through the host, as explain() says.
+            run_options: see RunOptions.
 
         Returns:
             For each output a NumPy array that the caller owns, a list (sequence), a list of dictionaries (map) or None
@@ -133,26 +174,140 @@ class InferenceSession:
         Raises:
             InvalidArgument: a feed or an output name does not fit the model; says what was expected.
             RuntimeException: a kernel failed; names the node.
+            Terminated: RunOptions.terminate was set.
         """
-        if run_options is not None:
-            raise InvalidArgument("run_options are not supported yet", remedy="Leave them out")
         wanted = self._wanted(output_names)
-        optional = self._overridable
-        feeds = check_feeds(input_feed, self._inputs, optional)
+        feeds = check_feeds(input_feed, self._inputs, self._overridable)
+        with running(self._site, self._scope, self._profile, run_options) as run:
+            return owned(self._values(run, feeds, wanted), feeds.values(), self._fixed)
+
+    def _values(self, run: Run, feeds: Mapping[str, Any], wanted: Sequence[int]) -> list[Any]:
+        """Outputs on the host; when this returns nobody knows of device memory of the run any more."""
+        with run.span("Session", "SequentialExecutor::Execute", {}):
+            held = self._runner.run(run, self._env(feeds, run))
+            return [held[i].on_host(run) for i in wanted]
+
+    def io_binding(self) -> IOBinding:
+        """A new IOBinding: where runs find their inputs and leave their outputs."""
+        return self.binding(self._inputs, self._outputs, self._residence, self._site)
+
+    def run_with_iobinding(self, iobinding: IOBinding, run_options: RunOptions | None = None) -> None:
+        """Run with the inputs of a binding; the outputs that it names are left where it says.
+
+        Raises InvalidArgument if memory that is bound does not fit, before anything runs as far as shapes are known by
+        then; else as run.
+        """
+        if not isinstance(iobinding, IOBinding) or not iobinding.of(self._residence):
+            raise InvalidArgument("the binding is not of this session", remedy="Use session.io_binding()")
+        feeds = check_feeds(iobinding.inputs, self._inputs, self._overridable)
+        iobinding.results = []
+        with running(self._site, self._scope, self._profile, run_options) as run:
+            results = self._bound(run, feeds, iobinding)
+        mine = [w.tensor.numpy() for w in iobinding.outputs.values() if w.tensor is not None and not w.tensor.storage]
+        foreign = [*feeds.values(), *mine]
+        for name, wanted in iobinding.outputs.items():
+            iobinding.results.append(result(results[name], wanted.tensor, foreign, self._fixed))
+
+    def _bound(self, run: Run, feeds: Mapping[str, Any], iobinding: IOBinding) -> dict[str, Any]:
+        """Outputs of a binding, by name, where it wants them."""
+        env = self._env(feeds, run)
+        bound = {
+            name: self._residence.destination(wanted.space, wanted.tensor, env)
+            for name, wanted in iobinding.outputs.items()
+        }
+        check_apart(bound.items())
+        destinations = {o.name: bound.get(o.name) or Destination(Target(LEAVE)) for o in self._outputs}
+        with run.span("Session", "SequentialExecutor::Execute", {}):
+            held = self._runner.run(run, env, destinations)
+            by_name = dict(zip((o.name for o in self._outputs), held, strict=True))
+            return self._residence.complete_all(by_name, bound, run)
+
+    def run_with_ort_values(
+        self,
+        output_names: Sequence[str] | None,
+        input_dict_ort_values: Mapping[str, Any],
+        run_options: RunOptions | None = None,
+        *,
+        device: str = "cpu",
+    ) -> list[Any]:
+        """Run with Tensors in and Tensors out: as run, with all outputs on one device of the session."""
+        binding = self.io_binding()
+        for name, value in input_dict_ort_values.items():
+            binding.bind_ortvalue_input(name, value)
+        names = [self._outputs[i].name for i in self._wanted(output_names)]
+        for name in names:
+            binding.bind_output(name, device)
+        self.run_with_iobinding(binding, run_options)
+        found = dict(zip(binding.outputs, binding.results, strict=True))
+        return [found[name] for name in names]
+
+    def _env(self, feeds: Mapping[str, Any], run: Run) -> dict[str, Held]:
+        """The model's inputs as a run holds them."""
         env: dict[str, Held] = {}
         for info in self._inputs:
             if info.name in feeds:
-                env[info.name] = Held(feeds[info.name])
+                env[info.name] = self._residence.held(info, feeds[info.name], run)
             elif info.name in self._defaults:
                 default = self._defaults[info.name]
                 assert default is not None, "only values with content are kept as defaults"
                 env[info.name] = Held(default.numpy())
             else:
                 env[info.name] = Held(None)
-        with self._site.run() as run:
-            held = self._runner.run(run, env)
-            values = [held[i].on_host(run) for i in wanted]
-        return _owned(values, [*feeds.values(), *self._compiled.constants.values()])
+        run.fed.extend(env.values())
+        return env
+
+    def run_async(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Any],
+        callback: Callable[[list[Any], Any, str], None],
+        user_data: Any = None,
+        run_options: RunOptions | None = None,
+    ) -> None:
+        """Run the model on a worker thread, and call ``callback(results, user_data, error)`` there.
+
+        The arguments are those of run; arrays must stay untouched until the callback. ``error`` is "" and the results
+        are those of run, or it is the message of what run raised, and the results are [].
+        """
+        if not callable(callback):
+            raise InvalidArgument(f"callback is {callback!r}", remedy="Give callback(results, user_data, error)")
+        self._workers.submit(lambda: self.run(output_names, input_feed, run_options), callback, user_data)
+
+    def warmup(self, shapes: Shapes | Sequence[Shapes]) -> list[float]:
+        """Make the plans and build the kernels for shapes before data comes, by running the model on zeros.
+
+        Args:
+            shapes: input name -> shape, or a list of such mappings. In place of a shape there may be an array, which is
+                needed where an input's content decides shapes. Inputs with fixed shapes may be left out.
+
+        Returns:
+            Seconds for each mapping.
+
+        Raises InvalidArgument for unknown inputs and missing shapes, and what run raises.
+        """
+        times = []
+        for entry in listed(shapes):
+            feeds = zeros(entry, self._inputs, self._overridable)
+            start = time.perf_counter()
+            self.run(None, feeds)
+            times.append(time.perf_counter() - start)
+        if len(times) > self._options.plan_cache_size:
+            logger.warning(
+                "%d shapes were warmed up, plan_cache_size keeps %d", len(times), self._options.plan_cache_size
+            )
+        return times
+
+    def end_profiling(self) -> str:
+        """Write the profile and return its file's name; "" if SessionOptions.enable_profiling was not set."""
+        profile, self._profile = self._profile, None
+        if profile is None:
+            logger.warning("end_profiling: the session has no profile; set SessionOptions.enable_profiling")
+            return ""
+        return profile.close(self._options.profile_file_prefix)
+
+    def get_profiling_start_time_ns(self) -> int:
+        """When the profile began, in nanoseconds since 1970; 0 if there is none."""
+        return 0 if self._profile is None else self._profile.start_time_ns
 
     def get_inputs(self) -> list[NodeArg]:
         """What has to be fed."""
@@ -180,7 +335,7 @@ class InferenceSession:
 
     def explain(self) -> Explanation:
         """Who runs each node and who refused it why, every copy and cast; bytes are known once a shape was seen."""
-        seen = [c for plan in dict.fromkeys(self._site.latest.values()) for c in plan.copies]
+        seen = [*self._site.copies.values(), *self._residence.copies.values()]
         return explain(self._compiled, self._providers, self._decisions, seen, self._site.replaced())
 
     def memory(self) -> dict[str, dict[str, int]]:
@@ -217,68 +372,6 @@ class InferenceSession:
         return [known.index(name) for name in output_names]
 
 
-def _asked(providers: Sequence[Any] | None) -> Sequence[Any]:
-    return providers if providers is not None else [n for n in DEFAULT_PROVIDERS if n in registry.names()]
-
-
-def _open(requests: Sequence[registry.Request], *, asked: bool, strict: bool) -> list[Provider]:
-    """Open the providers of the list; unusable ones are left out with one warning each, or an error under strict."""
-    opened: list[Provider] = []
-    for request in requests:
-        try:
-            provider = registry.open_provider(request)
-        except (Unavailable, ProviderError) as e:
-            reason = e.reason if isinstance(e, Unavailable) else e.message
-            remedy = e.remedy or "Remove it from the list"
-            if strict:
-                raise EPFail(f"cannot be used: {reason}", provider=request.label, remedy=remedy) from e
-            if asked:
-                warnings.warn(
-                    f"provider {request.label!r} is left out: {reason}. {remedy}", RuntimeWarning, stacklevel=4
-                )
-            else:
-                logger.info("provider %s is left out: %s", request.label, reason)
-            continue
-        opened.append(provider)
-    if not any(p.memory_space == HOST for p in opened):
-        opened.append(registry.open_provider(registry.Request("cpu", None, {})))
-    return opened
-
-
-def _with_threads(request: registry.Request, threads: int) -> registry.Request:
-    """The session's number of threads, for a provider that has an option for it and was given none."""
-    name = "intra_op_num_threads"
-    if threads and name not in request.options and name in registry.options(request.name):
-        return replace(request, options={**request.options, name: threads})
-    return request
-
-
-def _owned(values: Sequence[Any], foreign: Sequence[Any]) -> list[Any]:
-    """Arrays that are the caller's alone, at 64-byte boundaries; copies are made only where they are not."""
-    taken = {id(_root(f)) for f in foreign if isinstance(f, np.ndarray)}
-    owned = []
-    for value in values:
-        if isinstance(value, np.ndarray) and value.dtype.kind == "O":
-            value = value.copy()
-        elif isinstance(value, np.ndarray):
-            root = _root(value)
-            alone = id(root) not in taken and root.flags.owndata and value.flags.writeable
-            if not (alone and value.flags.c_contiguous and value.ctypes.data % 64 == 0):
-                copy = aligned_empty(Spec(value.dtype, value.shape))
-                copy[...] = value
-                value = copy
-            taken.add(id(_root(value)))
-        owned.append(value)
-    return owned
-
-
-def _root(array: np.ndarray) -> np.ndarray:
-    """The array that owns the memory of a view."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
-
-
 def _arg(info: GraphInput) -> NodeArg:
     return NodeArg(info.name, None if info.shape is None else list(info.shape), info.type)
 
@@ -296,12 +389,6 @@ def _check_strict(model: ir.Model, owners: Mapping[str, int], host: int, decisio
             op=node.op_type,
             remedy='Add "cpu" to the providers, or leave strict off',
         )
-
-
-def _set_severity(level: int) -> None:
-    levels = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
-    if level >= 0:
-        logging.getLogger("gpurt").setLevel(levels[min(level, 4)])
 
 
 def _set_threads(count: int) -> None:

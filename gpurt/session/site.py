@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from gpurt.graph.view import NodeView
+from gpurt.errors import InvalidArgument, suggest
+from gpurt.graph.view import NodeView, part
 from gpurt.partitioner import CompiledGraph, Compiler, UnitItem
-from gpurt.partitioner.assign import part
+from gpurt.plan.cache import PlanCache
 from gpurt.plan.plan import Plan
+from gpurt.plan.replay import watched
 from gpurt.plan.runner import GraphRunner
+from gpurt.plan.trace import Trace, traced
 from gpurt.plan.unit_plans import UnitPlans
 from gpurt.plan.usage import Usage
 from gpurt.plan.values import Run
 from gpurt.provider import HOST, DeviceMemory, HostUnit, Provider
+from gpurt.run_options import RunOptions
 
 
 class Evaluator:
@@ -41,10 +45,11 @@ class Site:
     """Implements gpurt.plan.runner.Site for a session."""
 
     def __init__(
-        self, providers: Sequence[Provider], compiler: Compiler, evaluator: Evaluator, plan_cache_size: int
+        self, providers: Sequence[Provider], compiler: Compiler, evaluator: Evaluator, plans: PlanCache
     ) -> None:
         self.lock = threading.RLock()
-        self.plan_cache_size = plan_cache_size
+        self.building = threading.RLock()
+        self.plans = plans
         self.devices: list[str] = ["cpu"]
         self.memories: list[DeviceMemory | None] = [None]
         self._spaces: list[int] = []
@@ -55,7 +60,7 @@ class Site:
         self._items: list[UnitItem] = []
         self._idle: list[dict[int, Any]] = []
         self.unit_plans = UnitPlans()
-        self.latest: dict[str, Plan] = {}
+        self.copies: dict[str, Mapping[str, Any]] = {}
         numbers = {HOST: 0}
         for provider in providers:
             if provider.memory_space not in numbers:
@@ -103,21 +108,47 @@ class Site:
     def planned(self, graph: CompiledGraph, plan: Plan) -> None:
         """Remember what the newest plan of each level copies, for explain()."""
         for copy in plan.copies:
-            self.latest[f"{graph.name}/{copy['value']}/{copy['from']}/{copy['to']}"] = plan
+            self.copies[f"{graph.name}/{copy['value']}/{copy['from']}/{copy['to']}"] = copy
+
+    def spaces_of(self, names: Sequence[str]) -> list[int]:
+        """Memory spaces of devices: ``opencl:0``, or ONNX Runtime's ``gpu:0`` for the first that is not the host.
+
+        The host is ``cpu`` or ``cpu:0``. Raises InvalidArgument for devices that the session does not use.
+        """
+        known = {"cpu:0": 0} | {name: space for space, name in enumerate(self.devices)}
+        known |= {f"gpu:{space - 1}": space for space in range(1, len(self.devices))}
+        for name in names:
+            if name not in known:
+                raise InvalidArgument(
+                    f"the session uses no device {name!r}{suggest(name, known)}",
+                    remedy=f"Its devices are {', '.join(self.devices)}",
+                )
+        return [known[name] for name in names]
 
     @contextmanager
-    def run(self) -> Iterator[Run]:
-        """A run with queues of its own, taken from the pool; all work is complete when it ends."""
-        with self.lock:
-            streams = self._idle.pop() if self._idle else {}
-        run = Run(self.memories, streams, partial(relieve, self.memories))
+    def run(self, options: RunOptions | None = None, trace: Trace | None = None) -> Iterator[Run]:
+        """A run with queues of its own, taken from the pool or the trace; all work is complete when it ends."""
+        room = partial(relieve, self.memories)
+        if trace is not None:
+            run = Run(trace.memories(self.memories), {}, room, options, traced, trace)
+            streams = None
+        else:
+            with self.lock:
+                streams = self._idle.pop() if self._idle else {}
+            run = Run(self.memories, streams, room, options, None if options is None else watched)
         try:
             yield run
+        except BaseException:
+            run.abandon()
+            raise
         finally:
             run.finish()
             self.usage = run.usage
-            with self.lock:
-                self._idle.append(streams)
+            if streams is not None:
+                with self.lock:
+                    self._idle.append(streams)
+            if run.grew or self.plans.crowded:
+                self.plans.trim()
 
     def memory(self) -> dict[str, dict[str, int]]:
         """See InferenceSession.memory."""
@@ -137,13 +168,15 @@ class Site:
             }
         return found
 
-    def trim(self) -> int:
-        """Give idle plans' memory back to the arenas, and what these then have to spare to the devices; bytes freed."""
-        with self.lock:
-            plans = [p for runner in self._runners.values() for p in runner.plans()]
-        for plan in plans:
-            plan.trim()
-        return sum(m.arena.shrink() for m in self.memories if m is not None)
+    def trim(self, spaces: Sequence[int] | None = None) -> int:
+        """Give idle plans' memory back to the arenas, and what these then have to spare to the devices; bytes freed.
+
+        Args:
+            spaces: whose arenas are shrunk; None for all.
+        """
+        self.plans.release()
+        wanted = range(len(self.memories)) if spaces is None else spaces
+        return sum(memory.arena.shrink() for s in wanted if (memory := self.memories[s]) is not None)
 
 
 _SITES: weakref.WeakSet[Site] = weakref.WeakSet()

@@ -12,7 +12,9 @@ from gpurt.errors import GpurtError, InvalidArgument, RuntimeException
 from gpurt.graph.view import GraphView, NodeView
 from gpurt.infer.constraints import objection
 from gpurt.provider import HOST, Capability, Device, DeviceUnit, HostUnit, Provider, SupportInfo
+from gpurt_cpu.fusion import FusedUnit, groups
 from gpurt_cpu.ops import lookup, operators
+from gpurt_cpu.steps import constant
 
 
 class CpuProvider(Provider):
@@ -54,8 +56,8 @@ class CpuProvider(Provider):
         return Capability(claims, refused)
 
     def compile(self, partition: GraphView) -> Sequence[HostUnit | DeviceUnit]:
-        """One unit for each node."""
-        return [NumpyUnit(n) for n in partition.nodes]
+        """A unit for each chain of elementwise nodes and the products that feed it, and one for each other node."""
+        return [FusedUnit(g) if len(g) > 1 else NumpyUnit(g[0]) for g in groups(partition)]
 
 
 class NumpyUnit:
@@ -68,16 +70,25 @@ class NumpyUnit:
         self.inputs = [None if v is None else v.name for v in node.inputs]
         self.outputs = [None if v is None else v.name for v in node.outputs]
         self._fn = kernel.fn
+        self.continues = kernel.continues
         self._attrs = dict(node.attrs)
         if kernel.wants_outputs:
             self._attrs["outputs"] = tuple(o is not None for o in node.outputs)
+        if kernel.wants_constants and all(constant(node, i) is not None for i in kernel.wants_constants):
+            self._attrs["prepared"] = {}
 
     def call(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """Run the kernel. Raises RuntimeException naming the node when it fails."""
+        return self._run(inputs, {})
+
+    def call_into(self, inputs: Sequence[Any], arrays: Sequence[Any]) -> Sequence[Any]:
+        """See ContinuingUnit."""
+        return self._run(inputs, {"into": tuple(arrays)})
+
+    def _run(self, inputs: Sequence[Any], more: Mapping[str, Any]) -> Sequence[Any]:
         node = self.nodes[0]
         try:
-            with np.errstate(all="ignore"):
-                result = self._fn(*inputs, **self._attrs)
+            result = self._fn(*inputs, **self._attrs, **more)
         except GpurtError as e:
             e.node, e.op, e.provider = e.node or node.name, e.op or node.op, e.provider or "cpu"
             raise

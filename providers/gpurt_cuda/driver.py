@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -160,6 +160,20 @@ class CudaDriver:
         finally:
             stream.held.clear()
 
+    def mark(self, stream: CudaStream) -> Callable[[], None]:
+        """A function that waits for what is on the stream by now."""
+        with self.device:
+            event = cupy.cuda.Event(disable_timing=True)
+            event.record(stream.cupy)
+        wait: Callable[[], None] = event.synchronize
+        return wait
+
+    def timer(self) -> Any:
+        """A stream whose work is timed."""
+        from gpurt_cuda.timer import CudaTimer
+
+        return CudaTimer(self)
+
     def enter(self) -> None:
         """Make sure that this thread has the device's context, which the driver API, unlike the runtime's, asks for."""
         if not getattr(self._threads, "entered", False):
@@ -206,6 +220,16 @@ class CudaLauncher:
     def resize(self, grid: tuple[int, int, int]) -> None:
         """See Launcher."""
         self._grid = grid
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Groups along three axes."""
+        return self._grid
+
+    @property
+    def block(self) -> tuple[int, int, int]:
+        """Items of a group along three axes."""
+        return self._block
 
     def __call__(self, stream: CudaStream) -> None:
         with self._driver.device:

@@ -7,9 +7,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
+import numpy as np
+
 from gpurt.device import MEMORY_OPTIONS, TABLE, DeviceProvider
 from gpurt.errors import InvalidArgument
-from gpurt.provider import Device, Provider, Unavailable
+from gpurt.provider import Borrowed, BufferRef, Device, Provider, Unavailable
 
 INSTALL: Final = 'pip install "gpurt[cuda12]", or "gpurt[cuda13]" for a driver of CUDA 13'
 
@@ -32,6 +34,34 @@ class CudaProvider(DeviceProvider):
 
             tf32 = bool(options.get("use_tf32", False))
             self.table = rows(TABLE, tf32=tf32)  # type: ignore[misc]  # the rows differ by option
+        self._index = int(device.partition(":")[2])
+        self.dlpack_device = (2, self._index)
+
+    def reaches(self, ref: BufferRef) -> bool:
+        """See DeviceMemory: all memory of a device is one address space."""
+        return isinstance(ref.buffer, int)
+
+    def take(self, value: Any, stream: Any) -> Borrowed | None:
+        """See DeviceMemory: CuPy's arrays, and what speaks DLPack or the CUDA array interface."""
+        from gpurt_cuda.sharing import taken
+
+        return taken(value, self._index, stream)
+
+    def at(self, pointer: int, nbytes: int) -> BufferRef:
+        """See DeviceMemory."""
+        return BufferRef(int(pointer), 0, nbytes)
+
+    def export(self, ref: BufferRef, dtype: np.dtype, shape: tuple[int, ...], owner: Any) -> Any:
+        """See DeviceMemory: a cupy.ndarray."""
+        from gpurt_cuda.sharing import exported
+
+        return exported(ref, dtype, shape, owner, self._index)
+
+    def settle(self) -> None:
+        """See DeviceMemory."""
+        from gpurt_cuda.sharing import settle
+
+        settle(self._index)
 
     @classmethod
     def probe(cls) -> Sequence[Device]:

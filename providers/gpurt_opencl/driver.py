@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyopencl as cl
 
+from gpurt import logs
 from gpurt.device import DeviceInfo, TensorArg
 from gpurt.errors import EPFail
 from gpurt.provider import BufferRef
+from gpurt_opencl.timer import OpenCLTimer
 
-logger = logging.getLogger("gpurt.opencl")
+logger = logs.get("gpurt.opencl")
 
 _WRITABLE = cl.mem_flags.READ_WRITE
 
 
 class OpenCLDriver:
-    """One OpenCL device: a context of its own, shared by all sessions of the process."""
+    """One OpenCL device, in a context that all sessions of the process share, or in the caller's."""
 
-    def __init__(self, device: cl.Device, kernel_class: str = "auto", *, zero_copy: bool = True) -> None:
+    def __init__(
+        self,
+        device: cl.Device,
+        kernel_class: str = "auto",
+        *,
+        zero_copy: bool = True,
+        context: cl.Context | None = None,
+    ) -> None:
         self.device = device
-        self.context = cl.Context([device])
+        self.context = cl.Context([device]) if context is None else context
         self._info = device_info(device, kernel_class)
-        self._maps: dict[int, np.ndarray] = {}
+        self._maps: dict[int, np.ndarray | None] = {}  # of the buffers that were made here
         self._mapping: cl.CommandQueue | None = None
         if zero_copy and self._info.kind == "cpu" and device.host_unified_memory and self._computes_in_place():
             self._info = replace(self._info, shares_host=True)
@@ -39,7 +47,9 @@ class OpenCLDriver:
     def alloc(self, nbytes: int) -> cl.Buffer:
         """Raises MemoryError when the device has no room."""
         try:
-            return cl.Buffer(self.context, _WRITABLE, nbytes)
+            buffer = cl.Buffer(self.context, _WRITABLE, nbytes)
+            self._maps[buffer.int_ptr] = None
+            return buffer
         except (cl.MemoryError, cl.RuntimeError, cl.LogicError) as e:
             raise MemoryError(f"{self._info.name}: {nbytes} bytes: {e}") from e
 
@@ -49,14 +59,17 @@ class OpenCLDriver:
         buffer.release()
 
     def view(self, ref: BufferRef) -> np.ndarray:
-        """See SharingDriver; the buffer is mapped at the first call, once for all.
+        """See SharingDriver; a buffer that was made here is mapped at the first call, once for all.
 
         OpenCL leaves open what kernels do with a mapped buffer. Where the driver computes in place, which is tried
         before sharing is announced, the mapping is the buffer itself, and waiting for the queue is enough.
         """
-        whole = self._maps.get(ref.buffer.int_ptr)
+        key = ref.buffer.int_ptr
+        whole = self._maps.get(key)
         if whole is None:
-            whole = self._maps[ref.buffer.int_ptr] = self._map(ref.buffer)
+            whole = self._map(ref.buffer)
+            if key in self._maps:  # nobody says here when another buffer goes
+                self._maps[key] = whole
         return whole[ref.offset : ref.offset + ref.nbytes]
 
     def wrap(self, array: np.ndarray) -> cl.Buffer:
@@ -89,12 +102,13 @@ class OpenCLDriver:
             return None
         return cl.enqueue_copy(stream, dst, src.buffer, src_offset=src.offset, is_blocking=False)
 
-    def copy(self, dst: BufferRef, src: BufferRef, nbytes: int, stream: cl.CommandQueue) -> None:
+    def copy(self, dst: BufferRef, src: BufferRef, nbytes: int, stream: cl.CommandQueue) -> cl.Event | None:
         """Enqueue a copy within the device."""
-        if nbytes:
-            cl.enqueue_copy(
-                stream, dst.buffer, src.buffer, byte_count=nbytes, src_offset=src.offset, dst_offset=dst.offset
-            )
+        if not nbytes:
+            return None
+        return cl.enqueue_copy(
+            stream, dst.buffer, src.buffer, byte_count=nbytes, src_offset=src.offset, dst_offset=dst.offset
+        )
 
     def build(self, source: str, name: str) -> cl.Program:
         """Compile for this device. Raises EPFail with the compiler's log."""
@@ -103,7 +117,7 @@ class OpenCLDriver:
             # PyOpenCL's cache is off: the runtimes keep their own, and ours is keyed by content.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", cl.CompilerWarning)  # Intel's compiler reports that it succeeded
-                program: cl.Program = cl.Program(self.context, source).build(options, cache_dir=False)  # type: ignore[arg-type]
+                program: cl.Program = cl.Program(self.context, source).build(options, [self.device], cache_dir=False)  # type: ignore[arg-type]
             return program
         except cl.RuntimeError as e:
             log = str(e).strip()
@@ -132,6 +146,15 @@ class OpenCLDriver:
     def synchronize(self, stream: cl.CommandQueue) -> None:
         """Wait for the queue."""
         stream.finish()
+
+    def mark(self, stream: cl.CommandQueue) -> Callable[[], None]:
+        """A function that waits for what is on the queue by now."""
+        wait: Callable[[], None] = cl.enqueue_marker(stream).wait
+        return wait
+
+    def timer(self) -> OpenCLTimer:
+        """A queue whose work is timed."""
+        return OpenCLTimer(self.context, self.device)
 
     def close(self) -> None:
         """Nothing: the context goes with its last buffer."""
@@ -177,8 +200,20 @@ class OpenCLLauncher:
         self._kernel.set_arg(slot, arg.ref.buffer)
         self._number(slot + 1, np.int64(arg.ref.offset // arg.itemsize))
 
-    def __call__(self, stream: cl.CommandQueue) -> None:
-        cl.enqueue_nd_range_kernel(stream, self._kernel, self._global, self._local)
+    @property
+    def block(self) -> tuple[int, int, int]:
+        """Items of a group along three axes."""
+        x, y, z, *_ = (*self._local, 1, 1)
+        return x, y, z
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Groups along three axes."""
+        x, y, z, *_ = (*(n // b for n, b in zip(self._global, self._local, strict=True)), 1, 1)
+        return x, y, z
+
+    def __call__(self, stream: cl.CommandQueue) -> cl.Event:
+        return cl.enqueue_nd_range_kernel(stream, self._kernel, self._global, self._local)
 
 
 def sub_device(device: cl.Device, threads: int) -> cl.Device:

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpurt.device import MEMORY_OPTIONS, DeviceProvider
 from gpurt.errors import EPFail, InvalidArgument
-from gpurt.provider import BufferRef, Device, Provider
+from gpurt.provider import Borrowed, BufferRef, Device, Provider
 from gpurt_opencl import discovery
 
 
@@ -24,6 +24,8 @@ class OpenCLProvider(DeviceProvider):
         "zero_copy": "False: copy between host and device even where the device computes in the host's memory",
         "intra_op_num_threads": "cores of a CPU device to use, by a sub-device; default: SessionOptions', else all",
         "device": "index within the platform, or case-insensitive part of a device's name",
+        "context": "a pyopencl.Context to work in, so that arrays of it are used in place; default: gpurt's own",
+        "queue": "the in-order pyopencl.CommandQueue of all runs; its context is then the context",
     }
 
     @classmethod
@@ -42,21 +44,34 @@ class OpenCLProvider(DeviceProvider):
         kernel_class = options.get("kernel_class", "auto")
         if kernel_class not in ("auto", "gpu", "cpu"):
             raise InvalidArgument(f"kernel_class is {kernel_class!r}", provider="opencl", remedy="Use auto, gpu or cpu")
-        number, device = discovery.choose(index, options.get("platform"), options.get("device"))
         zero_copy = options.get("zero_copy", True)
         if not isinstance(zero_copy, bool):
             raise InvalidArgument(f"zero_copy is {zero_copy!r}", provider="opencl", remedy="Give True or False")
         threads = options.get("intra_op_num_threads", 0)
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
             raise InvalidArgument(f"intra_op_num_threads is {threads!r}", provider="opencl", remedy="Give a number")
+        context, queue = options.get("context"), options.get("queue")
+        if context is not None or queue is not None:
+            from gpurt_opencl.sharing import chosen, driver_in
+
+            number, device, context = chosen(index, options)
+            opened = cls(driver_in(context, device, kernel_class, zero_copy), f"opencl:{number}", options)
+            opened._queue = queue
+            return opened
+        number, device = discovery.choose(index, options.get("platform"), options.get("device"))
         return cls(_driver(device, kernel_class, zero_copy, threads), f"opencl:{number}", options)
+
+    def __init__(self, driver: Any, device: str, options: Mapping[str, Any]) -> None:
+        super().__init__(driver, device, options)
+        self.dlpack_device = (4, int(device.partition(":")[2]))
+        self._queue: Any = None
 
     # In a child that was forked, a driver without its threads waits for ever; so whatever may wait asks first.
 
     def stream(self) -> Any:
         """See DeviceMemory."""
         _not_forked()
-        return super().stream()
+        return super().stream() if self._queue is None else self._queue
 
     def write(self, dst: BufferRef, src: np.ndarray, stream: Any) -> Any:
         """See DeviceMemory."""
@@ -72,6 +87,29 @@ class OpenCLProvider(DeviceProvider):
         """See DeviceMemory."""
         _not_forked()
         super().synchronize(stream)
+
+    def timer(self) -> Any:
+        """See DeviceMemory."""
+        _not_forked()
+        return super().timer()
+
+    def reaches(self, ref: BufferRef) -> bool:
+        """See DeviceMemory: buffers of the same context."""
+        from gpurt_opencl.sharing import context_of
+
+        return bool(context_of(ref.buffer) == self.driver.context)  # type: ignore[attr-defined]
+
+    def take(self, value: Any, stream: Any) -> Borrowed | None:
+        """See DeviceMemory: PyOpenCL's arrays in the provider's context."""
+        from gpurt_opencl.sharing import taken
+
+        return taken(value, self.driver.context, stream)  # type: ignore[attr-defined]
+
+    def at(self, pointer: int, nbytes: int) -> BufferRef:
+        """See DeviceMemory; the pointer is a cl_mem, as PyOpenCL's ``buffer.int_ptr``."""
+        from gpurt_opencl.sharing import buffer_at
+
+        return BufferRef(buffer_at(pointer, nbytes, self.driver.context), 0, nbytes)  # type: ignore[attr-defined]
 
 
 def _not_forked() -> None:
@@ -92,5 +130,10 @@ def _driver(device: Any, kernel_class: str, zero_copy: bool, threads: int) -> An
     key = (device.int_ptr, kernel_class, zero_copy, threads)
     with _LOCK:
         if key not in _DRIVERS:
-            _DRIVERS[key] = OpenCLDriver(sub_device(device, threads), kernel_class, zero_copy=zero_copy)
+            # One context for all drivers on a whole device: sessions of other options use its tensors in place.
+            whole = (d.context for (pointer, *_, part), d in _DRIVERS.items() if (pointer, part) == (key[0], 0))
+            context = None if threads else next(whole, None)
+            _DRIVERS[key] = OpenCLDriver(
+                sub_device(device, threads), kernel_class, zero_copy=zero_copy, context=context
+            )
         return _DRIVERS[key]

@@ -5,15 +5,10 @@ from __future__ import annotations
 import re
 
 RANDOM = "holds one draw of NumPy's generator; any other generator matches it by chance only"
-STEPWISE = "expects the reference's rounding to the narrow type after each step; the device rounds once, at the end"
-NOISE = "expects the reference's rounding noise of 2e-7 where the exact result is 0, which the device gives"
 
 # (provider lists or "*", regular expression on the whole case name, reason)
 EXCLUDED: list[tuple[str, str, str]] = [
     ("*", r"test_bernoulli(_double|_seed)?(_expanded)?", RANDOM),
-    ("opencl opencl-gpu-class", r"test_attention_\dd_.*bf16(_expanded)?", STEPWISE),
-    ("opencl opencl-gpu-class", r"test_attention_4d_causal_fp16_expanded", STEPWISE),
-    ("opencl opencl-gpu-class", r"test_dft_inverse(_opset19)?", NOISE),
 ]
 
 

@@ -1,6 +1,7 @@
 """Every ONNX backend case on the host, on OpenCL before the host, and a sample in the kernel class of GPUs.
 
-GPURT_BACKEND_SAMPLE=1 runs all cases in the GPU class too (ci/conformance.py does).
+GPURT_BACKEND_SAMPLE=1 runs all cases in the GPU class too (ci/conformance.py does). GPURT_BACKEND_PLATFORM=Intel runs
+the two OpenCL lists on the platform with that in its name instead of the default one, and leaves the host's out.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from exclusions import EXCLUDED, reason
 import gpurt
 from gpurt import registry
 
+PLATFORM = os.environ.get("GPURT_BACKEND_PLATFORM")
+_DEVICE = {"platform": PLATFORM} if PLATFORM else {}
 LISTS = {
     "cpu": ["cpu"],
-    "opencl": ["opencl", "cpu"],
-    "opencl-gpu-class": [("opencl", {"kernel_class": "gpu"}), "cpu"],
+    "opencl": [("opencl", _DEVICE), "cpu"],
+    "opencl-gpu-class": [("opencl", {**_DEVICE, "kernel_class": "gpu"}), "cpu"],
 }
 SAMPLE = int(os.environ.get("GPURT_BACKEND_SAMPLE", "4"))
 NATIVE_FLOOR = 1650  # node cases wholly on opencl in its default class
@@ -26,7 +29,7 @@ _ran: set[str] = set()
 
 
 def _parameters():
-    for label in LISTS:
+    for label in LISTS if PLATFORM is None else ("opencl", "opencl-gpu-class"):
         for k, name in enumerate(sorted(cases())):
             if label != "opencl-gpu-class" or k % SAMPLE == 0:
                 yield pytest.param(label, name, id=f"{label}-{name}")
@@ -39,6 +42,8 @@ def test_backend(label, name):
     case, expected_failure = cases()[name], reason(label, name)
     try:
         session = gpurt.InferenceSession(case.model.SerializeToString(), providers=LISTS[label])
+        if PLATFORM and "opencl" not in " ".join(session.get_providers()).lower():
+            pytest.skip(f"no OpenCL platform has {PLATFORM!r} in its name")
         for feeds, expected in case.data:
             got = session.run(None, feeds)
             assert len(got) == len(expected)

@@ -40,9 +40,11 @@ class FakeCuda:
         self.compiled: list[tuple[str, tuple[str, ...]]] = []
         self.signatures: dict[str, list[type]] = {}  # kernel -> types of its parameters
         self.kernels: dict[str, Callable[..., None]] = {}
-        self.queues: dict[int, list[Callable[[], None]]] = {}
+        self.queues: dict[int, list[Callable[[], Any]]] = {}
         self.local = threading.local()
         self.handles: dict[int, int] = {}
+        self.events: dict[int, Any] = {}
+        self.ticks = 0
         self._names: dict[int, str] = {}
 
     # Threads: the device that is current, the context, CuPy's current stream.
@@ -54,12 +56,19 @@ class FakeCuda:
     def need_context(self) -> None:
         assert getattr(self.local, "context", False), "the driver API was called without a context"
 
+    def step(self, queue: int) -> None:
+        """Do the next work of a queue; only recording an event, which returns True, takes no time."""
+        if not self.queues[queue].pop(0)():
+            self.ticks += 1
+
     # Memory
 
     def malloc(self, nbytes: int) -> int:
         if sum(a.size for a in self.allocations.values()) + nbytes > self.memory:
             raise CUDARuntimeError(2, "cudaErrorMemoryAllocation: out of memory")
-        block = np.full(nbytes, 0xFF, np.uint8)
+        raw = np.full(nbytes + 256, 0xFF, np.uint8)
+        start = -raw.ctypes.data % 256  # as cudaMalloc aligns
+        block = raw[start : start + nbytes]
         self.allocations[block.ctypes.data] = block
         return block.ctypes.data
 
@@ -167,11 +176,30 @@ class FakeCuda:
                 fake.local.streams.pop()
 
             def synchronize(self) -> None:
-                queue = fake.queues[self.ptr]
-                while queue:
-                    queue.pop(0)()
+                while fake.queues[self.ptr]:
+                    fake.step(self.ptr)
                 if fake.failure:
                     raise fake.failure
+
+        class Event:
+            """Recorded when the queue reaches it; the device's clock ticks a millisecond at every work."""
+
+            def __init__(self, disable_timing: bool = False) -> None:
+                self.ptr = 9000 + len(fake.events)
+                self.timing = not disable_timing
+                fake.events[self.ptr] = None
+                self._stream: Any = None
+
+            def record(self, stream: Any) -> None:
+                self._stream = stream
+                fake.queues[stream.ptr].append(lambda: fake.events.__setitem__(self.ptr, fake.ticks) or True)
+
+            def synchronize(self) -> None:
+                while fake.events[self.ptr] is None:
+                    fake.step(self._stream.ptr)
+
+        def elapsed(start: int, end: int) -> float:
+            return float(np.float32(fake.events[end] - fake.events[start]))
 
         class Function:
             def __init__(self, name: str) -> None:
@@ -224,11 +252,12 @@ class FakeCuda:
                  "sharedMemPerBlock": 49152, "totalGlobalMem": self.memory}  # fmt: skip
         modules = {
             "cupy": {"__version__": "14.0.0", "get_default_memory_pool": Pool},
-            "cupy.cuda": {"Device": Device, "Stream": Stream},
+            "cupy.cuda": {"Device": Device, "Stream": Stream, "Event": Event},
             "cupy.cuda.runtime": {
                 "CUDARuntimeError": CUDARuntimeError, "is_hip": False, "getDeviceCount": get_count,
                 "getDeviceProperties": lambda index: facts, "driverGetVersion": lambda: self.version,
                 "runtimeGetVersion": lambda: 13000, "memGetInfo": mem_info, "malloc": self.malloc, "free": self.free,
+                "eventElapsedTime": elapsed,
                 "memcpyAsync": self.memcpy, "memcpyHostToDevice": 1, "memcpyDeviceToHost": 2, "memcpyDeviceToDevice": 3,
             },
             "cupy.cuda.driver": {"launchKernel": self.launch},
@@ -252,5 +281,5 @@ class FakeCuda:
             if "." in name:
                 parent, _, child = name.rpartition(".")
                 setattr(sys.modules[parent], child, module)
-        for name in ("gpurt_cuda.driver", "gpurt_cuda.blas"):
+        for name in ("gpurt_cuda.driver", "gpurt_cuda.blas", "gpurt_cuda.timer"):
             monkeypatch.delitem(sys.modules, name, raising=False)

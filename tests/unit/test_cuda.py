@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,15 @@ def test_real_cupy_has_what_the_driver_calls() -> None:
     from cupy.cuda import driver, function, nvrtc, runtime
 
     expected = {
-        runtime: ["malloc", "free", "memcpyAsync", "memGetInfo", "getDeviceProperties", "memcpyHostToDevice"],
+        runtime: [
+            "malloc",
+            "free",
+            "memcpyAsync",
+            "memGetInfo",
+            "getDeviceProperties",
+            "memcpyHostToDevice",
+            "eventElapsedTime",
+        ],
         driver: ["launchKernel"],
         function: ["Module", "Function"],
         nvrtc: ["createProgram", "compileProgram", "getCUBIN", "getPTX", "getProgramLog", "getSupportedArchs"],
@@ -179,6 +188,35 @@ def test_launch_lays_out_parameters(fake: FakeCuda, driver: Any) -> None:
     assert args == [x + 128, 0, y, 0, 0.5, 4]
     assert fake.launches[1][3][2] == y + 64
     assert fake.current == 0, "the caller's current device is left as it was"
+
+
+def test_timer_tells_when_the_device_worked(fake: FakeCuda, driver: Any) -> None:
+    fake.signatures["k"] = [ctypes.c_int32]
+    fake.kernels["k"] = lambda _: None
+    launcher = driver.prepare(driver.build("text", "K"), "k", [np.int32(1)], (2, 1, 1), (8, 1, 1))
+    assert (launcher.grid, launcher.block) == ((2, 1, 1), (8, 1, 1))
+    timer = driver.timer()
+    before = time.perf_counter_ns()
+    timer.align()
+    after = time.perf_counter_ns()
+    tokens = [timer.time(launcher) for _ in range(3)]
+    driver.synchronize(timer.stream)
+    spans = [timer.span(t) for t in tokens]
+    assert before <= spans[0][0] <= after
+    assert [(a - spans[0][0], b - spans[0][0]) for a, b in spans] == [
+        (0, 10**6),
+        (10**6, 2 * 10**6),
+        (2 * 10**6, 3 * 10**6),
+    ]
+
+
+def test_mark_waits_for_what_is_on_the_stream_by_now(fake: FakeCuda, driver: Any) -> None:
+    stream, done = driver.stream(), []
+    fake.queues[stream.ptr].append(lambda: done.append(1))
+    wait = driver.mark(stream)
+    fake.queues[stream.ptr].append(lambda: done.append(2))
+    wait()
+    assert done == [1]
 
 
 def test_launch_from_another_thread_makes_the_context_current(fake: FakeCuda, driver: Any) -> None:

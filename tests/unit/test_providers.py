@@ -145,7 +145,7 @@ def test_a_plug_in_for_another_contract_is_refused_with_both_versions():
         name = "newer"
         api = (2, 0)
 
-    with pytest.raises(gpurt.ProviderError, match=r"version 2\.0.*this gpurt has 1\.0"):
+    with pytest.raises(gpurt.ProviderError, match=r"version 2\.0.*this gpurt has 1\.1"):
         registry.register(Newer)
 
 

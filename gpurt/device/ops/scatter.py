@@ -1,5 +1,7 @@
 """ScatterElements, ScatterND and TensorScatter: a copy of the data, then writes in the order of the indices.
 
+The copy is left out where nobody reads the data later: a cache is then appended to in place.
+
 Results are deterministic, duplicates included: see scatter.cl. Indices out of range are skipped.
 """
 
@@ -117,7 +119,7 @@ def scatter_elements(c: Lowering) -> None:
     # Larger ones would lead out of the data's memory.
     if any(m > n for i, (m, n) in enumerate(zip(indices.shape, x.shape, strict=True)) if i != along):
         raise Refused(f"ScatterElements: indices {text(indices.shape)} are larger than data {text(x.shape)}")
-    c.copy(y, x)
+    c.carry()
     source, step = strides(x.shape), strides(indices.shape)
     dims = [Dim(n, s, t) for n, s, t in zip(indices.shape, source, step, strict=True)]
     size, count = x.shape[along], indices.shape[along]
@@ -159,7 +161,7 @@ def scatter_nd(c: Lowering) -> None:
     if not c.input(2).size or not x.size:
         c.alias()
         return
-    c.copy(y, x)
+    c.carry()
     depth = indices.shape[-1]
     targets, inner = x.shape[:depth], math.prod(x.shape[depth:])
     rows, count = math.prod(targets), math.prod(indices.shape[:-1])
@@ -202,7 +204,7 @@ def tensor_scatter(c: Lowering) -> None:
         return
     if c.has(2) and c.input(2).size != cache.shape[0]:
         raise Refused(f"TensorScatter: {c.input(2).size} write indices for a batch of {cache.shape[0]}")
-    c.copy(y, cache)
+    c.carry()
     along = front(c.node.attr("axis", -2), len(cache.shape))
     middle, inner = math.prod(cache.shape[1:along]), math.prod(cache.shape[along + 1 :])
     offsets = [c.input(2)] if c.has(2) else []

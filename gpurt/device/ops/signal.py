@@ -8,16 +8,21 @@ from typing import Final
 
 import numpy as np
 
+from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.lanes import F32, F64
 from gpurt.device.ops.movement import launch_rows
 from gpurt.device.scalars import i32, i64
 from gpurt.device.table import FLOATS, op
+from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import axis as front
 from gpurt.provider import Refused
 
 _RADIX: Final = 16
 """Most that small factors of a length are multiplied to: a pass costs a radix' products and one trip to memory."""
+
+_FEW: Final = 256
+"""Numbers up to which an inverse transform is not worth a launch. The host's, NumPy's, has the standard's rounding."""
 
 
 def radices(n: int) -> list[int]:
@@ -117,7 +122,17 @@ def _transform(
         source, run = target, run * radix
 
 
-@op("DFT", types=FLOATS, host=(1, 2))
+def _dft_check(node: NodeView, _: DeviceInfo) -> str | None:
+    x = node.inputs[0]
+    if not node.attr("inverse", 0) or node.attr("onesided", 0) or x is None or x.shape is None:
+        return None
+    sizes = [d for d in x.shape if isinstance(d, int)]
+    if len(sizes) == len(x.shape) and math.prod(sizes) <= _FEW:
+        return f"an inverse transform of {math.prod(sizes)} numbers is done on the host while a launch would begin"
+    return None
+
+
+@op("DFT", types=FLOATS, host=(1, 2), check=_dft_check)
 def dft(c: Lowering) -> None:
     """DFT-20: forward and inverse, of real, complex and half spectra, cut or filled up with zeros to dft_length."""
     x, y = c.input(0), c.output()

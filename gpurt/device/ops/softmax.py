@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import gpurt_kernels
 from gpurt.device.lowering import Lowering, Ref
+from gpurt.device.ops.expressions import BF16, F16
 from gpurt.device.ops.lanes import F32, I64, Args, accumulator, around, flat_group, group_size, lanes, share
 from gpurt.device.ops.reduce import arg_extreme
 from gpurt.device.scalars import i32, i64
 from gpurt.device.table import FLOATS, op
+from gpurt.dtypes import to_onnx
 from gpurt.infer import shapes
 from gpurt.provider import Refused
+
+_STEPWISE: Final = 64
+"""Elements of a row up to which narrow floats are rounded after each step."""
 
 
 def softmax_along(c: Lowering, x: Ref, y: Ref, axis: int, *, log: bool = False) -> None:
@@ -48,12 +55,43 @@ def softmax_along(c: Lowering, x: Ref, y: Ref, axis: int, *, log: bool = False) 
         c.launch(body, "softmax_columns", args, grid, [block], types=types, defines=defines)
 
 
-@op("Softmax", "LogSoftmax", types=FLOATS)
+@op("LogSoftmax", types=FLOATS)
+def log_softmax(c: Lowering) -> None:
+    """Logarithm of exp(x) / sum(exp(x)) along an axis."""
+    softmax_along(c, c.input(0), c.output(), _axis(c), log=True)
+
+
+@op("Softmax", types=f"{FLOATS} bfloat16")
 def softmax(c: Lowering) -> None:
-    """exp(x) / sum(exp(x)) along an axis, or its logarithm."""
-    x = c.input(0)
-    axis = shapes.axis(c.node.attr("axis", -1), len(x.shape)) if x.shape else 0
-    softmax_along(c, x, c.output(), axis, log=c.node.op_type == "LogSoftmax")
+    """exp(x) / sum(exp(x)) along an axis.
+
+    Narrow floats are rounded after each step over short rows, as the standard's function body says; over longer ones
+    they are summed in float32, where bfloat16 would lose most digits of the sum.
+    """
+    x, y, axis = c.input(0), c.output(), _axis(c)
+    narrow = x.dtype in (F16, BF16)
+    if narrow and x.size and around(x.shape, axis)[1] <= _STEPWISE:
+        _stepwise(c, x, y, axis)
+    elif x.dtype == BF16:
+        (wide,) = c.emit("Cast", [x], {"to": to_onnx(F32)})
+        softmax_along(c, wide, wide, axis)
+        c.emit("Cast", [wide], {"to": to_onnx(BF16)}, out=y)
+    else:
+        softmax_along(c, x, y, axis)
+
+
+def _axis(c: Lowering) -> int:
+    rank = len(c.input(0).shape)
+    return shapes.axis(c.node.attr("axis", -1), rank) if rank else 0
+
+
+def _stepwise(c: Lowering, x: Ref, y: Ref, axis: int) -> None:
+    outer, r, inner = around(x.shape, axis)
+    rows, block = outer * inner, 1 if c.cpu_class else flat_group(c)
+    body = gpurt_kernels.text("narrow.h") + gpurt_kernels.text("softmax_stepwise.cl")
+    args: Args = [x, y, i64(rows), i32(r), i64(inner)]
+    defines = {"BLOCK": block, "IS_BF16": int(x.dtype == BF16)}
+    c.launch(body, "softmax_stepwise", args, [-(-rows // block)], [block], types={"T": x.dtype}, defines=defines)
 
 
 _ONE_HOT = """

@@ -31,6 +31,7 @@ typedef __half half;
 
 #define LD_HALF(p, i) __half2float((p)[i])
 #define ST_HALF(p, i, v) ((p)[i] = __float2half_rn(v))
+FN float round_half(const float v) { return __half2float(__float2half_rn(v)); }
 #define AS_F32(u) __int_as_float(u)
 #define AS_I32(f) __float_as_int(f)
 

@@ -34,6 +34,11 @@ typedef ulong u64;
 
 #define LD_HALF(p, i) vload_half((i), (p))
 #define ST_HALF(p, i, v) vstore_half_rte((v), (i), (p))
+FN float round_half(const float v) {
+  u16 bits;
+  vstore_half_rte(v, 0, (half *)&bits);
+  return vload_half(0, (const half *)&bits);
+}
 #define AS_F32(u) as_float(u)
 #define AS_I32(f) as_int(f)
 

@@ -32,13 +32,22 @@ def _normalized_heads(x: Array, weight: Array | None, epsilon: float) -> Array:
     return np.asarray(x / root * widen(weight))
 
 
-def _cached(past: Array | None, new: Array, start: Array, valid: Array, length: int) -> Array:
-    """The cache after a step: for each sequence what was there, then its valid new rows; the rest is zero."""
+def _cached(
+    past: Array | None, new: Array, start: Array, valid: Array, length: int, into: Array | None = None
+) -> Array:
+    """The cache after a step: for each sequence what was there, then its valid new rows; the rest is zero.
+
+    In the past's own memory only the new rows are written.
+    """
     batch, heads, _, size = new.shape
-    y = np.zeros((batch, heads, length, size), new.dtype if past is None else past.dtype)
+    shape, dtype = (batch, heads, length, size), new.dtype if past is None else past.dtype
+    y = into if into is not None and into.shape == shape and into.dtype == dtype else np.zeros(shape, dtype)
+    in_place = past is not None and np.may_share_memory(y, past)
+    if y is into and not in_place:
+        y[...] = 0
     for b in range(batch):
         first, count = int(start[b]), int(valid[b])
-        if first and past is not None:
+        if first and past is not None and not in_place:
             y[b, :, :first] = past[b, :, :first]
         y[b, :, first : first + count] = new[b, :, :count]
     return y
@@ -57,7 +66,7 @@ def _weights(scores: Array, sink: Array | None) -> Array:
     return np.asarray(y / np.where(total == 0, np.float32(1), total))
 
 
-@op("GroupQueryAttention", domain="com.microsoft", wants_outputs=True)
+@op("GroupQueryAttention", domain="com.microsoft", wants_outputs=True, continues={1: 3, 2: 4})
 def group_query_attention(
     query: Array,
     key: Array | None,
@@ -95,6 +104,7 @@ def group_query_attention(
     softcap: float = 0.0,
     v_quant_type: str = "NONE",
     outputs: tuple[bool, ...] = (True,),
+    into: tuple[Array | None, ...] = (None, None, None),
 ) -> Any:
     _refuse((k_quant_type, v_quant_type), sliding_window_cache, softcap, causal, local_window_size)
     dtype = query.dtype
@@ -128,8 +138,8 @@ def group_query_attention(
             f"seqlens_k {seqlens_k.tolist()} do not fit a cache of {held} rows that becomes one of {length}",
             remedy="They are the lengths of the sequences, with the new keys, less one",
         )
-    present_key = _cached(past_key, k.astype(dtype, copy=False), start, valid, length)
-    present_value = _cached(past_value, v.astype(dtype, copy=False), start, valid, length)
+    present_key = _cached(past_key, k.astype(dtype, copy=False), start, valid, length, into[1])
+    present_value = _cached(past_value, v.astype(dtype, copy=False), start, valid, length, into[2])
     keys = int(total.max(initial=0))
     scores = _scores(q, widen(present_key[:, :, :keys]), scale)
     if softcap > 0:

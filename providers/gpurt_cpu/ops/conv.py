@@ -24,7 +24,9 @@ from gpurt_cpu.ops.common import (
 from gpurt_cpu.ops.linalg import centred, exact_type
 from gpurt_cpu.ops.quantize import quantized
 from gpurt_cpu.ops.table import Array, op
+from gpurt_cpu.ops.taps import Phases, banded, depthwise, depthwise_banded, few_filters, tile_of
 
+_MANY = 8  # filters for each channel from which on a matrix product is the faster way
 _COLUMN_BYTES = 8 << 20  # columns are built in pieces of about this size
 
 
@@ -39,26 +41,55 @@ def windows(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: 
 
 
 def convolve(
-    x: Array, w: Array, group: int, strides: Sequence[int], dilations: Sequence[int], pads: Sequence[tuple[int, int]]
+    x: Array,
+    w: Array,
+    group: int,
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    prepared: dict[int, Array] | None = None,
 ) -> Array:
-    """Convolution of float arrays (N, C, spatial) and (M, C/group, kernel), without a bias."""
+    """Convolution of float arrays (N, C, spatial) and (M, C/group, kernel), without a bias.
+
+    `prepared` keeps, for weights that do not change, what is made of them.
+    """
     if x.shape[1] != w.shape[1] * group or w.shape[0] % group:
         raise InvalidArgument(
             f"weights {w.shape} do not fit an input {x.shape} in {group} group(s)",
             remedy="The input needs weights.shape[1] * group channels, and group must divide weights.shape[0]",
         )
-    kernel = w.shape[2:]
-    x = padded(x, pads)
+    kernel, filters = w.shape[2:], w.shape[0]
     n, channels = x.shape[:2]
-    if any(x.shape[2 + i] < (k - 1) * dilations[i] + 1 for i, k in enumerate(kernel)):
-        raise InvalidArgument(f"the window {kernel} is larger than the padded input {x.shape}")
-    view = windows(x, kernel, strides, dilations)
-    out = view.shape[2 + len(kernel) :]
-    filters = w.shape[0]
-    if x.size == 0 or math.prod(out) == 0:
+    size = [x.shape[2 + i] + sum(pads[i]) - (k - 1) * dilations[i] for i, k in enumerate(kernel)]
+    if any(s < 1 for s in size):
+        raise InvalidArgument(f"the window {tuple(kernel)} is larger than the padded input of {x.shape}")
+    out = tuple((s - 1) // strides[i] + 1 for i, s in enumerate(size))
+    if x.size == 0:
         return np.zeros((n, filters, *out), x.dtype)
-    if channels == group:
-        return _depthwise(x, w, strides, dilations, out)
+    if channels == group == filters and len(kernel) == 2 and kernel[1] > 1:
+        tile = tile_of(out[1])
+        band = None if prepared is None else prepared.get(tile)
+        if band is None:
+            band = banded(w[:, 0], strides[1], dilations[1], tile)
+            if prepared is not None:
+                prepared[tile] = band
+        y = np.empty((n, filters, *out), x.dtype)
+        for i in range(n):
+            depthwise_banded(x[i], band, kernel, strides, dilations, pads, y[i])
+        return y
+    if channels == group and filters < _MANY * group:
+        y = np.empty((n, channels, filters // channels, *out), x.dtype)
+        weights = w.reshape(channels, -1, *kernel)
+        for i in range(n):
+            depthwise(Phases(x[i], kernel, strides, dilations, pads, out), weights, y[i])
+        return y.reshape(n, filters, *out)
+    if group == 1 and filters * 2 <= channels and 1 < math.prod(kernel) <= 9 and max(strides) == 1:
+        y = np.empty((n, filters, *out), x.dtype)
+        for i in range(n):
+            few_filters(Phases(x[i], kernel, strides, dilations, pads, out), w, y[i])
+        return y
+    x = padded(x, pads)
+    view = windows(x, kernel, strides, dilations)
     weights = w.reshape(group, filters // group, -1)
     if math.prod(kernel) == 1:
         columns = view.reshape(n, group, channels // group, -1)
@@ -78,34 +109,7 @@ def convolve(
     return y.reshape(n, filters, *out)
 
 
-def _depthwise(x: Array, w: Array, strides: Sequence[int], dilations: Sequence[int], out: tuple[int, ...]) -> Array:
-    """Sum over the taps of the kernel, a few channels at a time so that the running sum stays in cache."""
-    n, channels = x.shape[:2]
-    many, kernel, step = w.shape[0] // channels, w.shape[2:], strides[-1]
-    y = np.empty((n, channels, many, *out), x.dtype)
-    weights = w.reshape(channels, many, *kernel, *(1,) * len(out))
-    block = max(1, (1 << 16) // max(many * math.prod(out), 1))
-    for i, c in itertools.product(range(n), range(0, channels, block)):
-        # Every step-th column side by side, so that each tap reads elements that lie together.
-        phases = [x[i, c : c + block, ..., p::step] for p in range(min(step, x.shape[-1]))]
-        if step > 1:
-            phases = [np.ascontiguousarray(p) for p in phases]
-        target, weight = y[i, c : c + block], weights[c : c + block]
-        buffer = np.empty_like(target)
-        for t, tap in enumerate(np.ndindex(*kernel)):
-            index = [slice(None)]
-            for axis, k in enumerate(tap[:-1]):
-                first = k * dilations[axis]
-                index.append(slice(first, first + (out[axis] - 1) * strides[axis] + 1, strides[axis]))
-            column, phase = divmod(tap[-1] * dilations[-1], step)
-            part = phases[phase][(*index, slice(column, column + out[-1]))]
-            np.multiply(part[:, None], weight[(slice(None), slice(None), *tap)], out=buffer if t else target)
-            if t:
-                target += buffer
-    return y.reshape(n, channels * many, *out)
-
-
-@op("Conv")
+@op("Conv", wants_constants=(1,))
 @lifted
 def conv(
     x: Array,
@@ -118,11 +122,12 @@ def conv(
     kernel_shape: tuple[int, ...] | None = None,  # noqa: ARG001 - the weights say it
     pads: tuple[int, ...] | None = None,
     strides: tuple[int, ...] | None = None,
+    prepared: dict[int, Array] | None = None,
 ) -> Any:
     kernel = w.shape[2:]
     moves, taps = ones_like_kernel(strides, len(kernel)), ones_like_kernel(dilations, len(kernel))
     where = window_pads(x.shape[2:], kernel, auto_pad=auto_pad, pads=pads, strides=moves, dilations=taps)
-    y = convolve(x, w, group, moves, taps, where)
+    y = convolve(x, w, group, moves, taps, where, prepared)
     if b is not None:
         y += per_channel(b, y.ndim)
     return y

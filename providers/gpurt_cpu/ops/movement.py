@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpurt.errors import InvalidArgument
-from gpurt_cpu.ops.common import axis_in, ints, scalar
+from gpurt_cpu.ops.common import axis_in, continued, ints, scalar
 from gpurt_cpu.ops.table import Array, op
 
 
@@ -240,22 +240,29 @@ def reverse_sequence(x: Array, sequence_lens: Array, *, batch_axis: int = 1, tim
     return np.take_along_axis(x, place.reshape(index), axis=time_axis)
 
 
-@op("TensorScatter")
+@op("TensorScatter", continues={0: 0})
 def tensor_scatter(
-    past: Array, update: Array, write_indices: Array | None = None, *, axis: int = -2, mode: str = "linear"
+    past: Array,
+    update: Array,
+    write_indices: Array | None = None,
+    *,
+    axis: int = -2,
+    mode: str = "linear",
+    into: tuple[Array | None, ...] = (None,),
 ) -> Array:
     axis = axis_in(axis, past.ndim)
     length, limit = update.shape[axis], past.shape[axis]
     starts = (0,) * past.shape[0] if write_indices is None else ints(write_indices)
-    out = past.copy()
+    for start in starts if mode != "circular" else ():
+        if start < 0 or start + length > limit:
+            raise InvalidArgument(
+                f"writing {length} positions at {start} leaves a cache of {limit}", remedy="Use mode 'circular'"
+            )
+    out = continued(past, into[0])
     for batch, start in enumerate(starts):
         places = np.arange(start, start + length)
         if mode == "circular":
             places %= limit
-        elif start < 0 or start + length > limit:
-            raise InvalidArgument(
-                f"writing {length} positions at {start} leaves a cache of {limit}", remedy="Use mode 'circular'"
-            )
         out[batch][(slice(None),) * (axis - 1) + (places,)] = update[batch]
     return out
 

@@ -80,6 +80,11 @@ class _Layer:
         if len(self.functions) != count * len(self.directions):
             raise InvalidArgument(f"{len(self.functions)} activations given", remedy=f"Give {count} for each direction")
 
+    def plain(self, names: tuple[str, ...], defaults: tuple[str, ...]) -> bool:
+        """Whether the cell is the default one, over sequences of one length."""
+        default = tuple(n.lower() for n in names) in ((), defaults * len(self.directions))
+        return default and self.lens is None and not self.clip
+
     def start(self, state: Array | None, direction: int) -> Array:
         """Initial state (batch, hidden) of a direction, in the input's own layout."""
         if state is None:
@@ -209,7 +214,55 @@ def gru(
     return layer.run(cell, (initial_h,))
 
 
-@op("LSTM")
+def _plain_lstm(
+    layer: _Layer, b: Array | None, states: tuple[Array | None, Array | None], prepared: dict[int, Array] | None
+) -> tuple[Array, ...]:
+    """LSTM with its default activations, over memory that is allocated once.
+
+    The logistic function of x is ``tanh(x / 2) / 2 + 1 / 2``, so with the halves in the weights one tanh does for all
+    gates of a step.
+    """
+    n, dtype = layer.hidden, layer.x.dtype
+    half = np.ones(4 * n, dtype)
+    half[: 3 * n] = 0.5
+    every = np.empty((layer.steps, len(layer.directions), layer.batch, n), dtype)
+    ends: list[list[Array]] = [[], []]
+    z = np.empty((layer.batch, 4 * n), dtype)
+    gates, inner = z[:, : 3 * n], z[:, 3 * n :]
+    opened, output, kept = (z[:, k * n : (k + 1) * n] for k in range(3))
+    fresh = np.empty((layer.batch, n), dtype)
+    for d, reverse in enumerate(layer.directions):
+        weights = None if prepared is None else prepared.get(d)
+        if weights is None:
+            weights = np.concatenate([layer.w[d], layer.r[d]], axis=1).T * half
+            if prepared is not None:
+                prepared[d] = weights
+        split = layer.x.shape[2]
+        part = np.matmul(layer.x.reshape(-1, split), weights[:split])
+        if b is not None:
+            part += (b[d, : 4 * n] + b[d, 4 * n :]) * half
+        part = part.reshape(layer.steps, layer.batch, 4 * n)
+        h, c = (layer.start(s, d).copy() for s in states)
+        recurrent = weights[split:]
+        for t in range(layer.steps - 1, -1, -1) if reverse else range(layer.steps):
+            np.matmul(h, recurrent, out=z)
+            np.add(z, part[t], out=z)
+            np.tanh(z, out=z)
+            np.multiply(gates, half[0], out=gates)
+            np.add(gates, half[0], out=gates)
+            np.multiply(c, kept, out=c)
+            np.multiply(opened, inner, out=fresh)
+            np.add(c, fresh, out=c)
+            np.tanh(c, out=fresh)
+            h = every[t, d]
+            np.multiply(output, fresh, out=h)
+        ends[0].append(h)
+        ends[1].append(c)
+    last = tuple(np.stack(e, axis=1 if layer.layout else 0) for e in ends)
+    return (np.ascontiguousarray(every.transpose(2, 0, 1, 3)) if layer.layout else every, *last)
+
+
+@op("LSTM", wants_constants=(1, 2))
 @lifted
 def lstm(
     x: Array,
@@ -229,10 +282,13 @@ def lstm(
     hidden_size: int | None = None,  # noqa: ARG001 - the weights say it
     input_forget: int = 0,
     layout: int = 0,
+    prepared: dict[int, Array] | None = None,
 ) -> tuple[Array, ...]:
     layer = _Layer(x, w, r, b, sequence_lens, 4, activation_alpha=activation_alpha, activation_beta=activation_beta,
                    activations=activations, defaults=("Sigmoid", "Tanh", "Tanh"), clip=clip, direction=direction,
                    layout=layout)  # fmt: skip
+    if layer.plain(activations, ("sigmoid", "tanh", "tanh")) and p is None and not input_forget:
+        return _plain_lstm(layer, b, (initial_h, initial_c), prepared)
     n = layer.hidden
     weights = np.ascontiguousarray(np.swapaxes(r, 1, 2))  # columns: input, output, forget, cell
     bias = layer.bias[:, 4 * n :]

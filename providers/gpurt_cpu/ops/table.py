@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,20 +24,33 @@ class Kernel:
         domain: its domain; empty for ai.onnx.
         fn: called with the node's inputs by position (None for one that is left out) and its attributes by name.
             Returns one value, or a tuple of them. Inputs are never written to; an output may be a view of an input.
+        wants_constants: input positions; where they hold constants, ``fn`` is given ``prepared``, a dictionary of the
+            node's own in which it may keep what it makes of them.
         wants_outputs: whether ``fn`` takes ``outputs``, a tuple of bool saying which outputs are wanted.
+        continues: output -> the input that it continues, a cache. ``fn`` takes ``into``, arrays by output position or
+            None: where one has the output's dtype and shape it is written and returned; it may be that input itself.
     """
 
     op_type: str
     domain: str
     fn: Callable[..., Any]
     wants_outputs: bool = False
+    wants_constants: tuple[int, ...] = ()
+    continues: Mapping[int, int] = field(default_factory=dict)
 
 
-def op(op_type: str, *, domain: str = "", wants_outputs: bool = False) -> Callable[[Fn], Fn]:
+def op(
+    op_type: str,
+    *,
+    domain: str = "",
+    wants_outputs: bool = False,
+    wants_constants: tuple[int, ...] = (),
+    continues: Mapping[int, int] | None = None,
+) -> Callable[[Fn], Fn]:
     """Register the decorated function as the kernel of an operator; one function may serve several."""
 
     def register(fn: Fn) -> Fn:
-        _TABLE[domain, op_type] = Kernel(op_type, domain, _checked(fn), wants_outputs)
+        _TABLE[domain, op_type] = Kernel(op_type, domain, _checked(fn), wants_outputs, wants_constants, continues or {})
         return fn
 
     return register

@@ -90,6 +90,9 @@ class SimProvider(Provider, DeviceMemory):
     def view(self, ref: BufferRef) -> np.ndarray:
         return _bytes(ref)
 
+    def wrap(self, array: np.ndarray) -> BufferRef:
+        return BufferRef(array.reshape(-1).view(np.uint8), 0, array.nbytes)
+
     def synchronize(self, stream: Queue) -> None:
         while stream:
             stream.pop(0)()

@@ -1,0 +1,53 @@
+"""Which providers a session gets: the caller's list or the default, opened, with the host behind them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from gpurt import logs, registry
+from gpurt.errors import EPFail, ProviderError
+from gpurt.provider import HOST, Provider, Unavailable
+
+logger = logs.get(__name__)
+
+DEFAULT_PROVIDERS: Final = ("cuda", "opencl", "cpu")
+
+
+def asked(providers: Sequence[Any] | None) -> Sequence[Any]:
+    """The caller's list of providers, or the default as far as it is installed."""
+    return providers if providers is not None else [n for n in DEFAULT_PROVIDERS if n in registry.names()]
+
+
+def open_providers(requests: Sequence[registry.Request], *, asked: bool, strict: bool) -> list[Provider]:
+    """Open the providers of the list; unusable ones are left out with one warning each, or an error under strict."""
+    opened: list[Provider] = []
+    for request in requests:
+        try:
+            provider = registry.open_provider(request)
+        except (Unavailable, ProviderError) as e:
+            reason = e.reason if isinstance(e, Unavailable) else e.message
+            remedy = e.remedy or "Remove it from the list"
+            if strict:
+                raise EPFail(f"cannot be used: {reason}", provider=request.label, remedy=remedy) from e
+            if asked:
+                warnings.warn(
+                    f"provider {request.label!r} is left out: {reason}. {remedy}", RuntimeWarning, stacklevel=4
+                )
+            else:
+                logger.info("provider %s is left out: %s", request.label, reason)
+            continue
+        opened.append(provider)
+    if not any(p.memory_space == HOST for p in opened):
+        opened.append(registry.open_provider(registry.Request("cpu", None, {})))
+    return opened
+
+
+def with_threads(request: registry.Request, threads: int) -> registry.Request:
+    """A request with the session's number of threads, if its provider has an option for it and was given none."""
+    name = "intra_op_num_threads"
+    if threads and name not in request.options and name in registry.options(request.name):
+        return replace(request, options={**request.options, name: threads})
+    return request

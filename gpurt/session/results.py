@@ -1,0 +1,51 @@
+"""What run hands out: arrays that are the caller's alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpurt.plan.values import aligned_empty
+from gpurt.spec import Spec
+from gpurt.tensor import Tensor
+
+
+def owned(values: Sequence[Any], feeds: Iterable[Any], fixed: frozenset[int]) -> list[Any]:
+    """Arrays that are the caller's alone, at 64-byte boundaries; copies are made only where they are not.
+
+    `fixed` are the ids of the arrays that own the memory of the model's constants.
+    """
+    taken = {id(root(f)) for f in feeds if isinstance(f, np.ndarray)}
+    found = []
+    for value in values:
+        if isinstance(value, np.ndarray) and value.dtype.kind == "O":
+            value = value.copy()
+        elif isinstance(value, np.ndarray):
+            owner = root(value)
+            alone = id(owner) not in taken and id(owner) not in fixed and owner.flags.owndata
+            if not (alone and value.flags.writeable and value.flags.c_contiguous and value.ctypes.data % 64 == 0):
+                copy = aligned_empty(Spec(value.dtype, value.shape))
+                copy[...] = value
+                value = copy
+            taken.add(id(root(value)))
+        found.append(value)
+    return found
+
+
+def result(value: Any, bound: Tensor | None, feeds: Iterable[Any], fixed: frozenset[int]) -> Any:
+    """What a binding yields: the caller's tensor, or one whose memory is the caller's alone."""
+    if bound is not None:
+        return bound
+    if isinstance(value, Tensor) and value.storage is None:
+        (array,) = owned([value.numpy()], feeds, fixed)
+        return Tensor(value.dtype, value.shape, array=array)
+    return value
+
+
+def root(array: np.ndarray) -> np.ndarray:
+    """The array that owns the memory of a view."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array

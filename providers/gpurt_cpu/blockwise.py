@@ -1,0 +1,158 @@
+"""Several elementwise nodes as one pass over memory: blocks that stay in cache, intermediates in scratch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from gpurt.errors import RuntimeException
+from gpurt.graph.view import NodeView
+from gpurt_cpu.ops.table import Array
+
+BLOCK: Final = 1 << 15  # elements: a few float32 arrays of this size fit a second-level cache
+_SHAPES: Final = 16  # layouts kept for each chain
+
+Compute = Callable[[Sequence[Array], Array], Any]
+"""Writes an array from its arguments; the array may be one of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One elementwise computation: values by number in, one value out."""
+
+    node: NodeView
+    compute: Compute
+    args: tuple[int, ...]
+    result: int
+
+
+class _Layout:
+    """How a chain walks arrays of certain shapes: what is computed once, and where each block lies.
+
+    Attributes:
+        shape: shape of the chain's result.
+        once: steps whose results are far smaller than the chain's; they run before the blocks.
+        inner: the other steps, in order, each with the number of its scratch array (-1: the result).
+        places: for each block its index in the result.
+        blocks: for each block the index of each value that is read, by value.
+    """
+
+    def __init__(self, steps: Sequence[Step], shapes: dict[int, tuple[int, ...]]) -> None:
+        for s in steps:
+            try:
+                shapes[s.result] = np.broadcast_shapes(*(shapes[a] for a in s.args))
+            except ValueError as e:
+                found = ", ".join(str(list(shapes[a])) for a in s.args)
+                raise RuntimeException(
+                    f"the shapes {found} do not broadcast", node=s.node.name, op=s.node.op, provider="cpu"
+                ) from e
+        self.shapes = shapes
+        self.shape = shapes[steps[-1].result]
+        size = math.prod(self.shape)
+        small = {s.result for s in steps if 8 * math.prod(shapes[s.result]) <= size}
+        self.once = [s for s in steps if s.result in small]
+        inner = [s for s in steps if s.result not in small]
+        made = {s.result for s in inner}
+        outside = {a for s in inner for a in s.args if a not in made}
+        self.places = _cut(self.shape)
+        self.blocks = [{v: _index(shapes[v], self.shape, where) for v in outside} for where in self.places]
+        self.inner, self.scratch = _scratch(inner)
+
+
+def _cut(shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
+    """Indices that cut an array into blocks: whole inner axes, a range of one axis, single places on outer axes."""
+    if math.prod(shape) <= 2 * BLOCK:
+        return [()]
+    axis, rest = len(shape), 1
+    while rest < BLOCK:
+        axis -= 1
+        rest *= shape[axis]
+    rows = max(1, BLOCK * shape[axis] // rest)
+    return [
+        (*(slice(i, i + 1) for i in at), slice(start, start + rows))
+        for at in np.ndindex(*shape[:axis])
+        for start in range(0, shape[axis], rows)
+    ]
+
+
+def _index(shape: tuple[int, ...], out: tuple[int, ...], where: tuple[slice, ...]) -> tuple[slice, ...]:
+    """The part of a value that broadcasts to a block of the result."""
+    missing = len(out) - len(shape)
+    return tuple(slice(None) if shape[axis - missing] == 1 else where[axis] for axis in range(missing, len(where)))
+
+
+def _scratch(steps: Sequence[Step]) -> tuple[list[tuple[Step, int]], int]:
+    """A scratch array for each step but the last, taken over from an argument that is read for the last time."""
+    last = {a: i for i, s in enumerate(steps) for a in s.args}
+    held: dict[int, int] = {}
+    free: list[int] = []
+    count = 0
+    out = []
+    for i, s in enumerate(steps):
+        free += [held.pop(a) for a in dict.fromkeys(s.args) if a in held and last[a] == i]
+        if i == len(steps) - 1:
+            out.append((s, -1))
+            break
+        if not free:
+            free.append(count)
+            count += 1
+        held[s.result] = free.pop()
+        out.append((s, held[s.result]))
+    return out, count
+
+
+class Chain:
+    """Elementwise steps over float32 arrays; the last one yields the result."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = steps
+        self._layouts: dict[tuple[tuple[int, ...], ...], _Layout] = {}
+        made = {s.result for s in steps}
+        self.outside = list(dict.fromkeys(a for s in steps for a in s.args if a not in made))
+
+    def run(self, values: dict[int, Array], owned: Sequence[int]) -> Array:
+        """The result. Of the values, which `values` gains to, those `owned` may be overwritten by it."""
+        key = tuple(values[v].shape for v in self.outside)
+        layout = self._layouts.get(key)
+        if layout is None:
+            if len(self._layouts) >= _SHAPES:
+                self._layouts.clear()
+            layout = _Layout(self.steps, dict(zip(self.outside, key, strict=True)))
+            self._layouts[key] = layout
+        for s in layout.once:
+            out = values[s.result] = np.empty(layout.shapes[s.result], np.float32)
+            s.compute([values[a] for a in s.args], out)
+        result = next((values[v] for v in owned if values[v].shape == layout.shape), None)
+        if result is None:
+            result = np.empty(layout.shape, np.float32)
+        buffers = [np.empty(min(result.size, 2 * BLOCK), np.float32) for _ in range(layout.scratch)]
+        views: dict[tuple[int, tuple[int, ...]], Array] = {}
+        inner = layout.inner
+        for where, index in zip(layout.places, layout.blocks, strict=True):
+            part = result[where] if where else result
+            now = {v: values[v][at] if at else values[v] for v, at in index.items()}
+            for s, number in inner:
+                out = part
+                if number >= 0:
+                    shape = layout.shapes[s.result]
+                    if shape != layout.shape:
+                        shape = _part(shape, layout.shape, part.shape)
+                    else:
+                        shape = part.shape
+                    found = views.get((number, shape))
+                    if found is None:
+                        found = views[number, shape] = buffers[number][: math.prod(shape)].reshape(shape)
+                    out = found
+                s.compute([now[a] for a in s.args], out)
+                now[s.result] = out
+        return result
+
+
+def _part(shape: tuple[int, ...], whole: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the part of a value that belongs to a block of the result."""
+    missing = len(whole) - len(shape)
+    return tuple(1 if n == 1 else block[missing + i] for i, n in enumerate(shape))

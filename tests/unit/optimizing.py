@@ -1,0 +1,62 @@
+"""What the tests of the optimizer share: a model in, its operators after optimization out, its values compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from conftest import make_model
+
+import gpurt
+from gpurt import registry
+from gpurt.loader import load
+from gpurt.optimizer import Report, optimize
+from gpurt.options import GraphOptimizationLevel
+from gpurt.session.site import Evaluator
+
+n = onnx.helper.make_node
+
+
+def optimized(
+    model: onnx.ModelProto, level: Any = GraphOptimizationLevel.ORT_ENABLE_ALL, **how: Any
+) -> tuple[list[str], Report, Any]:
+    """Operators that are left, the optimizer's report, and the model."""
+    loaded = load(model)
+    evaluate = Evaluator(registry.open_provider(registry.Request("cpu", None, {})))
+    report = optimize(loaded.model, level, evaluate, loaded.names, **how)
+    return [node.op_type for node in loaded.model.graph], report, loaded.model
+
+
+def values(model: onnx.ModelProto, feeds: dict[str, np.ndarray], level: str = "all", **options: Any) -> list[Any]:
+    """What the model gives on the cpu at a level."""
+    chosen = gpurt.SessionOptions(graph_optimization_level=level, **options)
+    return gpurt.InferenceSession(model, chosen, providers=["cpu"]).run(None, feeds)
+
+
+def same_values(model: onnx.ModelProto, feeds: dict[str, np.ndarray], **options: Any) -> None:
+    """Fail unless the optimized model gives what the model as it is gives."""
+    want, got = values(model, feeds, "disable_all"), values(model, feeds, **options)
+    for one, two in zip(want, got, strict=True):
+        assert one.dtype == two.dtype
+        assert one.shape == two.shape
+        if one.dtype.kind in "fV":
+            tolerance = 1e-5 if one.dtype.itemsize >= 4 else 5e-3
+            np.testing.assert_allclose(two.astype("f8"), one.astype("f8"), rtol=tolerance, atol=tolerance)
+        else:
+            np.testing.assert_array_equal(two, one)
+
+
+def feed(shapes: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
+    """Example inputs: a tuple is the shape of floats, an array is itself."""
+    rng = np.random.default_rng(seed)
+    return {k: v if isinstance(v, np.ndarray) else rng.standard_normal(v).astype(np.float32) for k, v in shapes.items()}
+
+
+def model_of(
+    nodes: list[onnx.NodeProto], shapes: dict[str, Any], constants: dict[str, Any] | None = None, **more: Any
+) -> onnx.ModelProto:
+    """A model whose outputs are ``y`` and, where a node makes it, ``z``."""
+    made = {o for node in nodes for o in node.output}
+    arrays = {k: v if isinstance(v, np.ndarray) else np.asarray(v) for k, v in (constants or {}).items()}
+    return make_model(nodes, feed(shapes), [o for o in ("y", "z") if o in made], arrays, **more)
