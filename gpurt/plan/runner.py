@@ -190,7 +190,15 @@ class GraphRunner:
             symbols = templates[number].match(signature)
             if symbols is not None:
                 templates.append(templates.pop(number))
-                return templates[-1].plan, symbols
+                plan = templates[-1].plan
+                logger.debug(
+                    "planned %s from item %d to %d by a template, sizes %s",
+                    self.graph.name,
+                    position,
+                    plan.end,
+                    symbols,
+                )
+                return plan, symbols
         return None
 
     def _template(
