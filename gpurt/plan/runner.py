@@ -103,8 +103,7 @@ class GraphRunner:
 
     def plans(self) -> list[Plan]:
         """All plans that are kept."""
-        own = [plan for point in self._points for plan in point]
-        return own + [t.plan for templates in self._templates for t in templates]
+        return [plan for point in self._points for plan in point]
 
     def _can_inline(self, item: ControlItem, env: Mapping[str, Held], run: Run) -> bool:
         if item.node.op_type != "If" or not item.inline:
@@ -189,6 +188,9 @@ class GraphRunner:
         for number in reversed(range(len(templates))):
             symbols = templates[number].match(signature)
             if symbols is not None:
+                if self._points[position].get(templates[number]) is None:  # the cache let go of its plan
+                    templates.pop(number)
+                    continue
                 templates.append(templates.pop(number))
                 plan = templates[-1].plan
                 logger.debug(
@@ -229,8 +231,8 @@ class GraphRunner:
         self._site.planned(self.graph, template.plan)
         templates = self._templates[position]
         templates.append(template)
-        while len(templates) > MOST_TEMPLATES:
-            templates.pop(0).plan.retire()
+        self._points[position].add(template, template.plan)
+        del templates[:-MOST_TEMPLATES]
         return True
 
 
