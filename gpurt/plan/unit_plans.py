@@ -17,7 +17,7 @@ _SMALL: Final = 256  # bytes of content that a key holds itself
 class UnitPlans:
     """Plans of units for the specs that they were made for: most units see nothing of a size that changes."""
 
-    def __init__(self, most: int = 4096) -> None:
+    def __init__(self, most: int = 512) -> None:
         self._most = most
         self._plans: OrderedDict[Any, tuple[UnitPlan, Any]] = OrderedDict()
 
