@@ -47,7 +47,7 @@ graph = helper.make_graph(
     [numpy_helper.from_array(w, "w"), numpy_helper.from_array(b, "b")],
 )
 onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), "smoke.onnx")
-session = gpurt.InferenceSession("smoke.onnx", providers=["opencl", "cpu"])
+session = gpurt.InferenceSession("smoke.onnx", gpurt.SessionOptions(partitioning="greedy"), providers=["opencl", "cpu"])
 for n in (4, 7):
     x = random.standard_normal((n, 16), dtype=np.float32)
     (y,) = session.run(None, {"x": x})

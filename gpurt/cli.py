@@ -107,18 +107,26 @@ def _providers(command: Callable[..., None]) -> Callable[..., None]:
     return with_option
 
 
+_SHAPES = click.option(
+    "--shape", "shapes", multiple=True, metavar="NAME=1,3,224,224", help="Shape of an input; may be repeated."
+)
 _MODEL = click.argument("model", type=click.Path(path_type=Path))
 
 
 @main.command()
 @_MODEL
 @_providers
+@_SHAPES
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def explain(model: Path, providers: Sequence[str] | None, as_json: bool) -> None:
-    """Say for each node of MODEL who runs it, who refused it and why, and what is copied and cast."""
+def explain(model: Path, providers: Sequence[str] | None, shapes: Sequence[str], as_json: bool) -> None:
+    """Decide for each node of MODEL who would run it, and say who refused it and why; nothing is compiled.
+
+    Copies, run times and memory are predicted for the shapes that are given, or for assumed ones.
+    """
     import gpurt
 
-    explanation = gpurt.InferenceSession(model, providers=providers).explain()
+    session = gpurt.InferenceSession(model, providers=providers, dry_run=True, expected_shapes=parse_shapes(shapes))
+    explanation = session.explain()
     click.echo(json.dumps(explanation.to_dict(), indent=2) if as_json else str(explanation))
 
 
@@ -198,8 +206,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def parse_shapes(texts: Sequence[str], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Read ``name=1,3,224,224``; ``name=`` is a scalar. Raises InvalidArgument."""
+def parse_shapes(texts: Sequence[str], names: Sequence[str] | None = None) -> dict[str, tuple[int, ...]]:
+    """Read ``name=1,3,224,224``; ``name=`` is a scalar. Raises InvalidArgument, also for names that are not there."""
     from gpurt.errors import InvalidArgument, suggest
 
     found: dict[str, tuple[int, ...]] = {}
@@ -211,7 +219,7 @@ def parse_shapes(texts: Sequence[str], names: Sequence[str]) -> dict[str, tuple[
             shape = (-1,)
         if not separator or any(n < 0 for n in shape):
             raise InvalidArgument(f"--shape is {text!r}", remedy="Write it as name=1,3,224,224")
-        if name not in names:
+        if names is not None and name not in names:
             raise InvalidArgument(
                 f"no input is called {name!r}{suggest(name, names)}", remedy=f"Inputs: {', '.join(names)}"
             )

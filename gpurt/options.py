@@ -28,6 +28,8 @@ _LEVELS: Final = {
     "all": GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 
+_PARTITIONING: Final = ("cost", "greedy")
+
 # Options of ONNX Runtime that users may reach for and gpurt does not have yet; setting one must not be silent.
 _NOT_YET: Final = {
     "execution_mode",
@@ -70,6 +72,10 @@ class SessionOptions:
         disabled_optimizers: names of optimizations that shall not run, global ones and rules; see gpurt.optimizer.
         transformers: optimizations added with :meth:`add_transformer`.
         partitioning: ``greedy``: the first provider in the list that can run a node takes it (ONNX Runtime's way).
+            ``cost``, the default: the placement whose estimated work and copies take least; the list's order is a
+            preference.
+        pins: where nodes must run: a node's name, ``meta:key=value``, a pattern over names, or ``op:Conv``, each to a
+            device of the session (``"opencl:1"``, ``"cpu"``); in this order they win over one another.
         strict: an unusable provider in the list, or a node that falls to the appended cpu, is an error. Default False.
         cache_dir: folder for caches; None for the user's cache folder, False for none.
         intra_op_num_threads: threads of NumPy's BLAS, for the whole process, and of OpenCL devices that are CPUs, for
@@ -95,6 +101,7 @@ class SessionOptions:
         "log_verbosity_level",
         "logid",
         "partitioning",
+        "pins",
         "plan_cache_bytes",
         "plan_cache_size",
         "profile_file_prefix",
@@ -111,6 +118,7 @@ class SessionOptions:
     log_verbosity_level: int
     logid: str
     partitioning: str
+    pins: Mapping[str, str]
     plan_cache_bytes: int
     plan_cache_size: int
     profile_file_prefix: str
@@ -127,7 +135,8 @@ class SessionOptions:
             "log_severity_level": -1,
             "log_verbosity_level": 0,
             "logid": "",
-            "partitioning": "greedy",
+            "partitioning": "cost",
+            "pins": {},
             "plan_cache_bytes": 2 << 30,
             "plan_cache_size": 32,
             "profile_file_prefix": "gpurt_profile",
@@ -147,8 +156,15 @@ class SessionOptions:
             )
         if name == "graph_optimization_level":
             value = _level(value)
-        elif name == "partitioning" and value != "greedy":
-            raise InvalidArgument(f"partitioning is {value!r}{suggest(str(value), ['greedy'])}", remedy="Use 'greedy'")
+        elif name == "partitioning" and value not in _PARTITIONING:
+            raise InvalidArgument(
+                f"partitioning is {value!r}{suggest(str(value), _PARTITIONING)}",
+                remedy=f"Use one of {', '.join(_PARTITIONING)}",
+            )
+        elif name == "pins":
+            if not isinstance(value, Mapping) or not all(isinstance(t, str) for kv in value.items() for t in kv):
+                raise InvalidArgument(f"pins is {value!r}", remedy='Give a dictionary: {"op:Conv": "opencl:0"}')
+            value = dict(value)
         elif name in ("disabled_optimizers", "transformers"):
             if isinstance(value, str) or not isinstance(value, Iterable):
                 raise InvalidArgument(f"{name} is {value!r}", remedy="Give a list")

@@ -80,6 +80,37 @@ class Capability:
 
 
 @dataclass(frozen=True, slots=True)
+class Rates:
+    """How fast a device is, for the placement of nodes: sustained, at sizes that are usual in models.
+
+    Attributes:
+        gemm, conv, depthwise: multiplications and additions a second in matrix products, convolutions, and convolutions
+            with one input channel a group.
+        window: taps a second of pooling windows.
+        math: elements a second of exponentials and the like.
+        data: bytes read and written a second where nothing else counts.
+        launch: seconds that a node takes at least.
+        view: seconds of a node that only gives its input another shape.
+        sync: seconds to wait for the device's queue.
+        calls: whether a node takes several calls of `launch` seconds, as NumPy's do.
+        read, write: bytes a second from the device to the host, and from the host to the device.
+    """
+
+    gemm: float
+    conv: float
+    depthwise: float
+    window: float
+    math: float
+    data: float
+    launch: float
+    view: float = 0.0
+    sync: float = 0.0
+    read: float = 1e10
+    write: float = 1e10
+    calls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class SupportInfo:
     """What a provider says of an operator in general, for tables and documentation; see Provider.supported.
 
@@ -305,6 +336,15 @@ class Provider(ABC):
         it, has kernels for the nodes that it makes. Give fresh objects at each call.
         """
         return ()
+
+    def rates(self) -> Rates | None:
+        """Optional: how fast the device is, where its maker knows. None: the core measures it, once for an identity."""
+        return None
+
+    def identity(self) -> str:
+        """Optional: what measured rates hold for; by default the device's name and description."""
+        found = [d.description for d in type(self).probe() if d.name == self.device]
+        return f"{self.device} {' '.join(found)}"
 
     def close(self) -> None:  # noqa: B027 - most providers have nothing to do
         """Release what the session's use of the device holds."""

@@ -109,6 +109,10 @@ class DeviceProvider(Provider, DeviceMemory):
         made: Iterable[DeviceUnit | tuple[NodeView, ...]] = groups(self, partition)
         return [KernelUnit(self, g[0]) if isinstance(g, tuple) else g for g in made]
 
+    def identity(self) -> str:
+        """The facts of the device, its driver's version among them."""
+        return repr(self.info)
+
     def program(self, text: str, name: str) -> Any:
         """The program with this text, built once."""
         key = hashlib.blake2b(text.encode(), digest_size=16).digest()

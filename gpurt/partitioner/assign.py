@@ -1,4 +1,8 @@
-"""Who runs which node: each provider in turn takes what it can natively, then with casts, then as a function body."""
+"""Who runs which node: each provider in turn takes what it can natively, then with casts, then as a function body.
+
+Under cost partitioning, with pins and under memory limits it is decided first which provider that is to be for which
+node; a provider is then offered what was meant for it, and what no one took is offered to all.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ from gpurt.graph.view import NodeView, part
 from gpurt.infer.types import result_dtypes
 from gpurt.loader import Expansion, Names, Views, expand, has_body
 from gpurt.partitioner.casts import Widener
+from gpurt.partitioner.decide import Settings, choices
+from gpurt.partitioner.placement import Candidates, Choice, Option
 from gpurt.partitioner.result import Decisions
 from gpurt.partitioner.shapes import host_nodes, shape_known
 from gpurt.provider import HOST, Provider
@@ -33,9 +39,19 @@ class Assigner:
         providers: in priority order; one of them, usually the last, has the host's memory.
         names: the model's names, for new values and nodes.
         decisions: where the reasons are collected.
+        settings: how to choose.
     """
 
-    def __init__(self, model: ir.Model, providers: Sequence[Provider], names: Names, decisions: Decisions) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        providers: Sequence[Provider],
+        names: Names,
+        decisions: Decisions,
+        settings: Settings | None = None,
+    ) -> None:
+        self._settings = settings or Settings()
+        self._choice: dict[ir.Node, Choice] = {}
         self._model = model
         self._providers = providers
         self._host = next(i for i, p in enumerate(providers) if p.memory_space == HOST)
@@ -49,31 +65,79 @@ class Assigner:
     def assign(self) -> tuple[dict[str, int], list[tuple[int, tuple[str, ...]]]]:
         """Node name -> position of its provider, and the claims of several nodes that are compiled as one.
 
-        Raises NotImplemented for a node that no provider can run.
+        Raises:
+            NotImplemented: a node that no provider can run.
+            InvalidArgument: a pin that cannot be kept.
         """
         complete_types(self._model.graph)
-        self._graph(self._model.graph, set(), ())
+        self._pin_levels(self._model.graph, set(), ())
+        if self._settings.decides(self._providers):
+            self._choice = choices(self._model, self._providers, self._settings, self._candidates())
+        self._place(self._model.graph)
         for expansion in self._expansions.values():
             if expansion is not None:
                 expansion.discard()
         owners = {node.name or "": owner for node, owner in self._claimed.items() if node.graph is not None}
         return owners, [(p, tuple(n.name or "" for n in g)) for p, g in self._groups]
 
-    def _graph(self, graph: ir.Graph, known: set[str], deciding: Iterable[str]) -> None:
+    def _pin_levels(self, graph: ir.Graph, known: set[str], deciding: Iterable[str]) -> None:
         known = known | {n for n, v in graph.initializers.items() if not v.is_graph_input()}
         inside = known | shape_known(Views().graph(graph).nodes, known)
-        for node in list(graph):
+        for node in graph:
             for name, attr in node.attributes.items():
                 if attr.type == ir.AttributeType.GRAPH:
                     body = attr.as_graph()
                     condition = body.outputs[0].name if node.op_type == "Loop" and name == "body" else None
-                    self._graph(body, inside, () if condition is None else (condition,))
+                    self._pin_levels(body, inside, () if condition is None else (condition,))
         self._pin_to_host(graph, known, deciding)
+
+    def _place(self, graph: ir.Graph) -> None:
+        for node in list(graph):
+            for attr in node.attributes.values():
+                if attr.type == ir.AttributeType.GRAPH:
+                    self._place(attr.as_graph())
+        if self._choice:
+            for position in range(len(self._providers)):
+                self._offer(graph, position, chosen=True)
         for position in range(len(self._providers)):
             self._offer(graph, position)
         for node in graph:
             if node not in self._claimed:
                 raise self._unsupported(node)
+
+    def _candidates(self) -> Candidates:
+        """What each provider could do with each node that is not the host's anyway; nothing is changed."""
+        found = Candidates(hosted={n.name or "" for n in self._claimed})
+        for graph in all_graphs(self._model.graph):
+            free = [n for n in graph if n not in self._claimed]
+            views = Views()
+            nodes = [views.node(n) for n in free]
+            options: list[list[Option | None]] = [[] for _ in free]
+            for position in range(len(self._providers)):
+                claims, _ = self._capability(position, nodes)
+                native = {n for c in claims for n in c}
+                found.groups += [(position, c) for c in claims if len(c) > 1]
+                for node, row in zip(free, options, strict=True):
+                    row.append(Option("native") if node.name in native else self._other_way(node, position))
+            for node, row in zip(free, options, strict=True):
+                if not any(row):
+                    raise self._unsupported_anywhere(node)
+                found.options[node.name or ""] = row
+        return found
+
+    def _other_way(self, node: ir.Node, position: int) -> Option | None:
+        if self._widener.can(node, position):
+            return Option("casts")
+        if self._runs_as_body(node, position, 0):
+            expansion = self._expansions[node]
+            return Option("body", 1 if expansion is None else len(expansion.nodes))
+        return None
+
+    def _unsupported_anywhere(self, node: ir.Node) -> Unsupported:
+        for position, provider in enumerate(self._providers):
+            _, refused = self._capability(position, [Views().node(node)])
+            self._refuse(node, provider, refused.get(node.name or "", f"{provider.name} does not claim {node.op_type}"))
+        return self._unsupported(node)
 
     def _pin_to_host(self, graph: ir.Graph, known: set[str], deciding: Iterable[str]) -> None:
         """Control flow belongs to the framework, shape arithmetic to the host, whoever else could run it."""
@@ -92,9 +156,15 @@ class Assigner:
                     if provider.memory_space != HOST:
                         self._refuse(node, provider, SHAPE_REASON)
 
-    def _offer(self, graph: ir.Graph, position: int) -> None:
+    def _offer(self, graph: ir.Graph, position: int, *, chosen: bool = False) -> None:
+        """Let a provider take what it can: of what was chosen for it, or of all that is left."""
         provider = self._providers[position]
         free = [n for n in graph if n not in self._claimed]
+        if chosen:
+            for node in free:
+                if node in self._choice and self._choice[node].position > position:
+                    self._passed_over(node, position)
+            free = [n for n in free if n in self._choice and self._choice[n].position == position]
         if not free:
             return
         views = Views()
@@ -178,9 +248,19 @@ class Assigner:
                 for attr in inner.attributes.values():
                     if attr.type == ir.AttributeType.GRAPH:
                         complete_types(attr.as_graph())
-                        self._graph(attr.as_graph(), {v.name or "" for v in expansion.initializers}, ())
+                        self._pin_levels(attr.as_graph(), {v.name or "" for v in expansion.initializers}, ())
+                        self._place(attr.as_graph())
             else:
                 self._put_body(inner, position)
+
+    def _passed_over(self, node: ir.Node, position: int) -> None:
+        """Note why an earlier provider does not get a node: what was decided, or what it says itself."""
+        provider = self._providers[position]
+        reason = self._choice[node].reasons.get(provider.device)
+        if reason is None:
+            _, refused = self._capability(position, [Views().node(node)])
+            reason = refused.get(node.name or "", f"{provider.name} does not claim {node.op_type}")
+        self._refuse(node, provider, reason)
 
     def _refuse(self, node: ir.Node, provider: Provider, reason: str) -> None:
         self._decisions.refused.setdefault(node.name or "", {})[provider.device] = reason
@@ -196,6 +276,15 @@ class Assigner:
             op=view.op,
             remedy="Add a provider that has this operator to the list, or export the model without it",
         )
+
+
+def all_graphs(graph: ir.Graph) -> Iterable[ir.Graph]:
+    """A graph and all nested in it."""
+    yield graph
+    for node in graph:
+        for attr in node.attributes.values():
+            if attr.type == ir.AttributeType.GRAPH:
+                yield from all_graphs(attr.as_graph())
 
 
 def complete_types(graph: ir.Graph) -> None:

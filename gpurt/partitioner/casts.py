@@ -54,6 +54,15 @@ class Widener:
 
         Returns the inserted nodes with the positions of their providers, or None if no wider dtype helps.
         """
+        found = self._find(node, position)
+        return None if found is None else self._insert(node, *found, position)
+
+    def can(self, node: ir.Node, position: int) -> bool:
+        """Whether casts would help; nothing is changed."""
+        return self._find(node, position) is not None
+
+    def _find(self, node: ir.Node, position: int) -> tuple[NodeView, NodeView, np.dtype, np.dtype] | None:
+        """The node as it is and as it would be, and the two dtypes."""
         if node.op_type in _TYPED | _BY_STEPS:
             return None
         if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
@@ -66,7 +75,7 @@ class Widener:
             for wide in dtypes.WIDER[dtype]:
                 variant = _variant(view, dtype, wide)
                 if variant is not None and self._claims(position, variant):
-                    return self._insert(node, view, variant, dtype, wide, position)
+                    return view, variant, dtype, wide
         return None
 
     def _claims(self, position: int, node: NodeView) -> bool:
@@ -85,7 +94,7 @@ class Widener:
             seen = view.inputs[i]
             if value is None or seen is None or seen.dtype != narrow:
                 continue
-            node.replace_input_with(i, self._widened(graph, node, value, wide, inserted, device))
+            node.replace_input_with(i, self._widened(graph, node, value, wide, inserted, position))
         for old, before, after in zip(node.outputs, view.outputs, variant.outputs, strict=True):
             if before is None or after is None or before.dtype == after.dtype or before.dtype is None:
                 continue
@@ -98,12 +107,18 @@ class Widener:
             assert after.dtype is not None, "the schema gives the wider dtype"
             old.type = _tensor_type(after.dtype)
             graph.insert_after(node, back)
-            inserted[back] = self._provider_of(back)
+            inserted[back] = self._provider_of(back, position)
             self._note(name, after.dtype, before.dtype, f"{view.op} runs as {wide.name} on {device}")
         return inserted
 
     def _widened(
-        self, graph: ir.Graph, node: ir.Node, value: ir.Value, wide: np.dtype, inserted: dict[ir.Node, int], device: str
+        self,
+        graph: ir.Graph,
+        node: ir.Node,
+        value: ir.Value,
+        wide: np.dtype,
+        inserted: dict[ir.Node, int],
+        position: int,
     ) -> ir.Value:
         known = self._wide.get((value, wide))
         if known is not None and (known.graph is graph or known.graph is None):
@@ -120,8 +135,9 @@ class Widener:
         cast = self._cast(value, wide, self._names.value(f"{value.name}_{wide.name}"))
         cast.outputs[0].shape = value.shape
         graph.insert_before(node, cast)
-        inserted[cast] = self._provider_of(cast)
+        inserted[cast] = self._provider_of(cast, position)
         narrow = "?" if value.dtype is None else dtypes.from_onnx(int(value.dtype))
+        device = self._providers[position].device
         self._note(value.name or "", narrow, wide, f"{node.op_type} has no {narrow} kernel on {device}")
         self._wide[value, wide] = cast.outputs[0]
         return cast.outputs[0]
@@ -133,9 +149,11 @@ class Widener:
         node.outputs[0].type = _tensor_type(to)
         return node
 
-    def _provider_of(self, cast: ir.Node) -> int:
+    def _provider_of(self, cast: ir.Node, position: int) -> int:
+        """The widened node's own provider if it can, so that the value crosses once and narrow; else the first."""
         view = Views().node(cast)
-        return next(i for i in range(len(self._providers)) if self._claims(i, view))
+        order: list[int] = [position, *range(len(self._providers))]
+        return next(i for i in order if self._claims(i, view))
 
     def _note(self, value: str, source: object, target: object, cause: str) -> None:
         self._decisions.casts.append({"value": value, "from": str(source), "to": str(target), "cause": cause})

@@ -2,6 +2,7 @@
 
 from gpurt.session.binding import IOBinding
 from gpurt.session.explain import Explanation
-from gpurt.session.session import InferenceSession, NodeArg
+from gpurt.session.node_arg import NodeArg
+from gpurt.session.session import InferenceSession
 
 __all__ = ["Explanation", "IOBinding", "InferenceSession", "NodeArg"]

@@ -24,6 +24,7 @@ class Explanation:
         ``nodes``, ``copies`` and ``casts``; ``removed``: what the optimizer took out, ``why`` and ``by`` what;
         ``transformations`` that changed the graph, each ``required`` (copies between devices, casts), ``general`` or
         of one ``provider``; ``near_misses``: rules that fitted a place in part, and the reason why they did not fire.
+        A dry run has ``predicted`` too, see gpurt.session.dry_run.
         """
         return dict(self._data)
 
@@ -51,7 +52,20 @@ class Explanation:
             size = "?" if copy["bytes"] is None else f"{copy['bytes']}"
             lines.append(f"  copy  {copy['value']}: {copy['from']} -> {copy['to']}, {size} bytes, {copy['cause']}")
         lines.extend(f"  cast  {c['value']}: {c['from']} -> {c['to']}, {c['cause']}" for c in casts)
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._predicted()])
+
+    def _predicted(self) -> Iterator[str]:
+        found = self._data.get("predicted")
+        if found is None:
+            return
+        assumed = ", ".join(f"{name} {shape}" for name, shape in found["assumed"].items())
+        yield f"predicted for {assumed}: {1e3 * found['seconds']:.3f} ms"
+        for device, part in found["devices"].items():
+            yield (
+                f"  {device}: {part['nodes']} nodes, {1e3 * part['seconds']:.3f} ms, weights {part['weights']} bytes, "
+                f"values alive at once {part['peak']} bytes"
+            )
+        yield f"  copies and waits: {1e3 * found['copies_seconds']:.3f} ms"
 
 
 def explain(

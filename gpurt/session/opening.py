@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+import onnx_ir as ir
+
 from gpurt import logs, registry
-from gpurt.errors import EPFail, ProviderError
+from gpurt.errors import EPFail, ProviderError, Unsupported
+from gpurt.partitioner import Decisions
+from gpurt.partitioner.assign import CONTROL, SHAPE_REASON
 from gpurt.provider import HOST, Provider, Unavailable
 
 logger = logs.get(__name__)
@@ -51,3 +55,18 @@ def with_threads(request: registry.Request, threads: int) -> registry.Request:
     if threads and name not in request.options and name in registry.options(request.name):
         return replace(request, options={**request.options, name: threads})
     return request
+
+
+def check_strict(model: ir.Model, owners: Mapping[str, int], host: int, decisions: Decisions) -> None:
+    """Under strict the appended host may only do shape arithmetic and control flow."""
+    for node in model.graph.all_nodes():
+        refused = decisions.refused.get(node.name or "", {})
+        if owners.get(node.name or "") != host or node.op_type in CONTROL or SHAPE_REASON in refused.values():
+            continue
+        why = "; ".join(f"{d}: {r}" for d, r in refused.items())
+        raise Unsupported(
+            f"no provider in the list can run {node.op_type}: {why}",
+            node=node.name,
+            op=node.op_type,
+            remedy='Add "cpu" to the providers, or leave strict off',
+        )

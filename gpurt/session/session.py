@@ -7,31 +7,32 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import onnx
-import onnx_ir as ir
 
 from gpurt import logs, registry
 from gpurt.autodiff import differentiate
-from gpurt.errors import InvalidArgument, Unsupported, suggest
+from gpurt.errors import InvalidArgument, suggest
 from gpurt.loader import GraphInput, Views, load
 from gpurt.optimizer import optimize
 from gpurt.optimizer.settle import settle
 from gpurt.options import SessionOptions
-from gpurt.partitioner import Assigner, Compiler, Decisions
-from gpurt.partitioner.assign import CONTROL, SHAPE_REASON
+from gpurt.partitioner import Assigner, Compiler, Decisions, Settings
+from gpurt.partitioner.rates import folder as cache_folder
 from gpurt.plan.cache import PlanCache
 from gpurt.plan.destination import LEAVE, Destination, Target
 from gpurt.plan.values import Held, Run
 from gpurt.provider import HOST
 from gpurt.run_options import RunOptions
 from gpurt.session.binding import IOBinding
+from gpurt.session.dry_run import NotCompiled, check_shapes, predict
 from gpurt.session.explain import Explanation, explain
 from gpurt.session.feeds import check_feeds
-from gpurt.session.opening import asked, open_providers, with_threads
+from gpurt.session.node_arg import NodeArg, arg
+from gpurt.session.opening import asked, check_strict, open_providers, with_threads
 from gpurt.session.profiling import Profile
 from gpurt.session.residence import Residence, check_apart
 from gpurt.session.results import owned, result, root
@@ -43,21 +44,6 @@ from gpurt.session.workers import Workers
 logger = logs.get(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class NodeArg:
-    """An input or output of a model.
-
-    Attributes:
-        name: its name.
-        shape: for each dimension an int, a symbolic name or None; None where the rank is not known.
-        type: ONNX type string: ``tensor(float)``, ``seq(map(int64,tensor(float)))``.
-    """
-
-    name: str
-    shape: list[int | str | None] | None
-    type: str
-
-
 class InferenceSession:
     """A model, ready to run.
 
@@ -67,6 +53,9 @@ class InferenceSession:
         providers: in priority order: ``"name"``, ``"name:index"`` or ``(either, {options})``. The host provider ``cpu``
             is appended unless it is listed or ``strict`` is set. Default: cuda, opencl, cpu, as far as usable.
         provider_options: a dictionary for each provider, as ONNX Runtime takes them.
+        dry_run: only decide: explain() then tells placement, predicted copies, times and memory; run() is an error.
+        expected_shapes: name -> shape of inputs that placement and predictions reckon with where the model leaves
+            dimensions open; without it a batch is 1, an image 224 x 224 and everything else 64.
 
     Raises:
         NoSuchFile, InvalidProtobuf, InvalidGraph: the model cannot be loaded.
@@ -83,6 +72,9 @@ class InferenceSession:
         sess_options: SessionOptions | None = None,
         providers: Sequence[Any] | None = None,
         provider_options: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        dry_run: bool = False,
+        expected_shapes: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         options = sess_options if sess_options is not None else SessionOptions()
         if not isinstance(options, SessionOptions):
@@ -92,7 +84,7 @@ class InferenceSession:
         self._profile = Profile() if options.enable_profiling else None
         self._workers = Workers()
         with logs.scope(self._scope):
-            self._create(path_or_bytes, options, providers, provider_options)
+            self._create(path_or_bytes, options, providers, provider_options, dry_run, expected_shapes or {})
 
     def _create(
         self,
@@ -100,6 +92,8 @@ class InferenceSession:
         options: SessionOptions,
         providers: Sequence[Any] | None,
         provider_options: Sequence[Mapping[str, Any]] | None,
+        dry_run: bool,
+        expected_shapes: Mapping[str, Sequence[int]],
     ) -> None:
         _set_threads(options.intra_op_num_threads)
         times = {"start": time.perf_counter()}
@@ -108,6 +102,7 @@ class InferenceSession:
         differentiate(loaded.model, loaded.names)
         times["load"] = time.perf_counter()
         requests = [with_threads(r, options.intra_op_num_threads) for r in requests]
+        check_shapes(expected_shapes, loaded.inputs)
         self._providers = open_providers(requests, asked=providers is not None, strict=options.strict)
         times["providers"] = time.perf_counter()
         host = next(p for p in self._providers if p.memory_space == HOST)
@@ -120,15 +115,33 @@ class InferenceSession:
         )  # fmt: skip
         removed = report.removed
         times["optimize"] = time.perf_counter()
-        owners, groups = Assigner(loaded.model, self._providers, names, self._decisions).assign()
+        appended = options.strict and host.name not in {r.name for r in requests}
+        settings = Settings(
+            options.partitioning,
+            options.pins,
+            expected_shapes,
+            cache_folder(options.cache_dir),
+            self._providers.index(host) if appended else None,
+        )
+        owners, groups = Assigner(loaded.model, self._providers, names, self._decisions, settings).assign()
         if options.graph_optimization_level:
             removed += settle(loaded.model, evaluator, names, disabled)
         self._decisions.removed = [asdict(r) for r in removed]
         self._decisions.applied = [{**asdict(a), "kind": str(a.kind), "level": int(a.level)} for a in report.applied]
         self._decisions.misses = [{"rule": m.rule, "node": m.node, "reason": m.reason} for m in report.misses]
-        if options.strict and host.name not in {r.name for r in requests}:
-            _check_strict(loaded.model, owners, self._providers.index(host), self._decisions)
+        if appended:
+            check_strict(loaded.model, owners, self._providers.index(host), self._decisions)
         times["partition"] = time.perf_counter()
+        self._inputs: list[GraphInput] = loaded.inputs
+        self._outputs: list[GraphInput] = loaded.outputs
+        self._overridable = loaded.overridable
+        self._defaults = {v.name: v.const_value for v in loaded.model.graph.inputs if v.const_value is not None}
+        self._metadata = loaded.metadata
+        self._dry: Explanation | None = None
+        if dry_run:
+            self._dry = predict(loaded.model, self._providers, owners, groups, self._decisions, settings)
+            self._site, self._residence = cast("Site", NotCompiled()), cast("Residence", NotCompiled())
+            return
         compiler = Compiler(self._providers, owners, groups, self._decisions)
         self._compiled = compiler.compile(Views().graph(loaded.model.graph))
         times["compile"] = time.perf_counter()
@@ -138,11 +151,6 @@ class InferenceSession:
         self._runner = self._site.runner(self._compiled)
         self._residence = Residence(self._site)
         self._fixed = frozenset(id(root(a)) for a in self._compiled.constants.values())
-        self._inputs: list[GraphInput] = loaded.inputs
-        self._outputs: list[GraphInput] = loaded.outputs
-        self._overridable = loaded.overridable
-        self._defaults = {v.name: v.const_value for v in loaded.model.graph.inputs if v.const_value is not None}
-        self._metadata = loaded.metadata
         marks = list(times.items())
         phases = ", ".join(f"{b[0]} {1e3 * (b[1] - a[1]):.1f} ms" for a, b in pairwise(marks))
         logger.info("session created: %s", phases)
@@ -311,15 +319,15 @@ class InferenceSession:
 
     def get_inputs(self) -> list[NodeArg]:
         """What has to be fed."""
-        return [_arg(i) for i in self._inputs if i.name not in self._overridable]
+        return [arg(i) for i in self._inputs if i.name not in self._overridable]
 
     def get_outputs(self) -> list[NodeArg]:
         """What can be fetched."""
-        return [_arg(o) for o in self._outputs]
+        return [arg(o) for o in self._outputs]
 
     def get_overridable_initializers(self) -> list[NodeArg]:
         """Inputs that have a default in the model."""
-        return [_arg(i) for i in self._inputs if i.name in self._overridable]
+        return [arg(i) for i in self._inputs if i.name in self._overridable]
 
     def get_providers(self) -> list[str]:
         """Names of the providers in use, in priority order."""
@@ -335,6 +343,8 @@ class InferenceSession:
 
     def explain(self) -> Explanation:
         """Who runs each node and who refused it why, every copy and cast; bytes are known once a shape was seen."""
+        if self._dry is not None:
+            return self._dry
         seen = [*self._site.copies.values(), *self._residence.copies.values()]
         return explain(self._compiled, self._providers, self._decisions, seen, self._site.replaced())
 
@@ -370,25 +380,6 @@ class InferenceSession:
                     remedy=f"Its outputs are {', '.join(known)}",
                 )
         return [known.index(name) for name in output_names]
-
-
-def _arg(info: GraphInput) -> NodeArg:
-    return NodeArg(info.name, None if info.shape is None else list(info.shape), info.type)
-
-
-def _check_strict(model: ir.Model, owners: Mapping[str, int], host: int, decisions: Decisions) -> None:
-    """Under strict the appended host may only do shape arithmetic and control flow."""
-    for node in model.graph.all_nodes():
-        refused = decisions.refused.get(node.name or "", {})
-        if owners.get(node.name or "") != host or node.op_type in CONTROL or SHAPE_REASON in refused.values():
-            continue
-        why = "; ".join(f"{d}: {r}" for d, r in refused.items())
-        raise Unsupported(
-            f"no provider in the list can run {node.op_type}: {why}",
-            node=node.name,
-            op=node.op_type,
-            remedy='Add "cpu" to the providers, or leave strict off',
-        )
 
 
 def _set_threads(count: int) -> None:

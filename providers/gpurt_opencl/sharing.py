@@ -33,9 +33,15 @@ def chosen(index: int | None, options: Mapping[str, Any]) -> tuple[int, cl.Devic
     if queue is not None:
         if queue.properties & cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE:
             raise InvalidArgument("the queue is out of order", provider="opencl", remedy="Give one that is in order")
-        if context is not None and queue.context != context:
+        try:
+            its = queue.context
+        except cl.Error as e:  # Intel's runtime: queues do not keep their context
+            raise InvalidArgument(
+                f"the queue has lost its context ({e})", provider="opencl", remedy="Keep the pyopencl.Context, too"
+            ) from e
+        if context is not None and its != context:
             raise InvalidArgument("the queue is of another context", provider="opencl", remedy="Give either alone")
-        context = queue.context
+        context = its
     offered = [queue.device] if queue is not None else list(context.devices)
     listed = [d for _, d in discovery.devices()]
     if index is not None or options.get("platform") is not None or options.get("device") is not None:

@@ -42,7 +42,9 @@ def model() -> onnx.ModelProto:
 def session(**options) -> gpurt.InferenceSession:
     if "opencl" not in gpurt.get_available_providers():
         pytest.skip("no OpenCL device")
-    return gpurt.InferenceSession(model(), gpurt.SessionOptions(**options), providers=["opencl", "cpu"])
+    return gpurt.InferenceSession(
+        model(), gpurt.SessionOptions(partitioning="greedy", **options), providers=["opencl", "cpu"]
+    )
 
 
 def feed(batch: int, length: int) -> np.ndarray:

@@ -16,6 +16,8 @@ from gpurt import registry
 sys.path.insert(0, str(Path(__file__).parent))
 from builders import ALL
 
+GREEDY = gpurt.SessionOptions(partitioning="greedy")  # so that no rate of this machine decides
+
 LISTS = {
     "cpu": ["cpu"],
     "opencl": ["opencl", "cpu"],
@@ -44,7 +46,7 @@ def on_device(session: gpurt.InferenceSession) -> float:
 @pytest.mark.parametrize("name", ALL)
 def test_model(name, providers):
     model, all_feeds = ALL[name]()
-    session = gpurt.InferenceSession(model, providers=providers)
+    session = gpurt.InferenceSession(model, GREEDY, providers=providers)
     for _ in range(2):
         for feeds in all_feeds:
             for got, want in zip(session.run(None, feeds), reference(model, feeds), strict=True):
@@ -59,8 +61,8 @@ def test_two_sessions_on_two_classes_at_once():
     if not registry.status("opencl").usable:
         pytest.skip(f"no OpenCL device: {registry.status('opencl').reason}")
     model, all_feeds = ALL["residual_cnn"]()
-    first = gpurt.InferenceSession(model, providers=LISTS["opencl"])
-    second = gpurt.InferenceSession(model, providers=LISTS["opencl-gpu-class"])
+    first = gpurt.InferenceSession(model, GREEDY, providers=LISTS["opencl"])
+    second = gpurt.InferenceSession(model, GREEDY, providers=LISTS["opencl-gpu-class"])
     want = reference(model, all_feeds[0])[0]
     for _ in range(3):
         for session in (first, second):
@@ -81,5 +83,5 @@ def test_a_result_never_takes_memory_that_a_part_of_is_still_read():
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
     x = np.arange(1, 4097, dtype=np.float32)
     for providers in LISTS.values():
-        (y,) = gpurt.InferenceSession(model, providers=providers).run(None, {"x": x})
+        (y,) = gpurt.InferenceSession(model, GREEDY, providers=providers).run(None, {"x": x})
         np.testing.assert_array_equal(y, x * x + 1)

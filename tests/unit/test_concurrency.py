@@ -13,6 +13,8 @@ import gpurt
 from gpurt.memory.arena import RegionArena
 from gpurt.plan.builder import Builder
 
+GREEDY = gpurt.SessionOptions(partitioning="greedy")  # so that no rate of this machine decides
+
 n = helper.make_node
 F16 = TensorProto.FLOAT16
 THREADS, RUNS = 8, 200
@@ -40,7 +42,9 @@ def feed(size):
 
 @pytest.mark.parametrize("most", [4, 32])  # fewer plans than shapes, so that plans go while others use them; and more
 def test_eight_threads_of_200_runs_with_changing_shapes(sim, most):
-    s = gpurt.InferenceSession(model(), gpurt.SessionOptions(plan_cache_size=most), providers=[sim, "cpu"])
+    s = gpurt.InferenceSession(
+        model(), gpurt.SessionOptions(partitioning="greedy", plan_cache_size=most), providers=[sim, "cpu"]
+    )
     plain = gpurt.InferenceSession(model(), providers=["cpu"])
     feeds = [feed(size) for size in range(1, 11)]
     want = [plain.run(None, {"x": x})[0] for x in feeds]
@@ -80,7 +84,7 @@ def test_eight_threads_of_200_runs_with_changing_shapes(sim, most):
 
 
 def test_a_thousand_shapes_keep_within_the_limits(sim):
-    options = gpurt.SessionOptions(plan_cache_size=16, plan_cache_bytes=200_000)
+    options = gpurt.SessionOptions(partitioning="greedy", plan_cache_size=16, plan_cache_bytes=200_000)
     s = gpurt.InferenceSession(model(), options, providers=[sim, "cpu"])
     arena, plans = s._providers[0].arena, s._site.plans
     tracemalloc.start()
@@ -101,7 +105,7 @@ def test_a_thousand_shapes_keep_within_the_limits(sim):
 
 
 def test_plans_go_by_bytes_and_the_newest_stays(sim):
-    options = gpurt.SessionOptions(plan_cache_bytes=10_000)
+    options = gpurt.SessionOptions(partitioning="greedy", plan_cache_bytes=10_000)
     s = gpurt.InferenceSession(model(), options, providers=[sim, "cpu"])
     small, large = feed(50), feed(2000)
     s.run(None, {"x": small})
@@ -118,7 +122,9 @@ def test_plans_go_by_bytes_and_the_newest_stays(sim):
 
 
 def test_states_that_only_threads_needed_go_when_the_limit_says_so(sim):
-    s = gpurt.InferenceSession(model(), gpurt.SessionOptions(plan_cache_bytes=40_000), providers=[sim, "cpu"])
+    s = gpurt.InferenceSession(
+        model(), gpurt.SessionOptions(partitioning="greedy", plan_cache_bytes=40_000), providers=[sim, "cpu"]
+    )
     x, gate = feed(400), threading.Barrier(4)
     s.run(None, {"x": x})
     (plan,) = s._runner.plans()
@@ -155,7 +161,7 @@ def test_the_turns_of_a_loop_share_memory(sim, turns):
         [n("Loop", ["m", "", "x"], ["y"], "loop", body=body)],
         {"m": (TensorProto.INT64, []), "x": (F16, [64])}, ["y"], {"one": np.ones(64, np.float16)},
     )  # fmt: skip
-    s = gpurt.InferenceSession(loop, providers=[sim, "cpu"])
+    s = gpurt.InferenceSession(loop, GREEDY, providers=[sim, "cpu"])
     x = np.linspace(-1, 1, 64).astype(np.float16)
     want = gpurt.InferenceSession(loop, providers=["cpu"]).run(None, {"m": np.array(turns), "x": x})[0]
     for _ in range(2):
@@ -166,7 +172,7 @@ def test_the_turns_of_a_loop_share_memory(sim, turns):
 
 
 def test_runs_do_not_wait_for_a_plan_that_another_thread_makes(sim, monkeypatch):
-    s = gpurt.InferenceSession(model(), providers=[sim, "cpu"])
+    s = gpurt.InferenceSession(model(), GREEDY, providers=[sim, "cpu"])
     s.run(None, {"x": feed(2)})
     build, entered, go_on = Builder.build, threading.Event(), threading.Event()
 
@@ -188,7 +194,7 @@ def test_runs_do_not_wait_for_a_plan_that_another_thread_makes(sim, monkeypatch)
 
 
 def test_a_plan_that_several_threads_need_is_made_once(sim, monkeypatch):
-    s = gpurt.InferenceSession(model(), providers=[sim, "cpu"])
+    s = gpurt.InferenceSession(model(), GREEDY, providers=[sim, "cpu"])
     build, made = Builder.build, []
     monkeypatch.setattr(Builder, "build", lambda self, *a, **k: made.append(1) or build(self, *a, **k))
     threads = [threading.Thread(target=s.run, args=(None, {"x": feed(5)})) for _ in range(8)]
@@ -211,7 +217,7 @@ def test_a_loop_whose_shapes_grow_gives_the_memory_of_its_turns_back_where_it_is
         [n("Loop", ["m", "", "x"], ["y"], "loop", body=body)], {"m": (TensorProto.INT64, []), "x": (F16, [512])}, ["y"]
     )
     x, m = np.full(512, 1 / 64, np.float16), np.array(20)
-    s = gpurt.InferenceSession(loop, providers=[(sim, {"memory_limit": 128 << 10}), "cpu"])
+    s = gpurt.InferenceSession(loop, GREEDY, providers=[(sim, {"memory_limit": 128 << 10}), "cpu"])
     want = gpurt.InferenceSession(loop, providers=["cpu"]).run(None, {"m": m, "x": x})[0]
     for _ in range(2):  # all turns together take 420 KiB and more
         np.testing.assert_array_equal(s.run(None, {"m": m, "x": x})[0], want)

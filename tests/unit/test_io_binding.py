@@ -9,6 +9,8 @@ import gpurt
 from gpurt.tensor import Tensor
 from gpurt.tensor.storage import Storage
 
+GREEDY = gpurt.SessionOptions(partitioning="greedy")  # so that no rate of this machine decides
+
 n = helper.make_node
 F32, F16, I64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
 X = np.arange(6, dtype=np.float16).reshape(2, 3) - 2
@@ -22,7 +24,7 @@ def chain(kind=F16):
 
 @pytest.fixture
 def session(sim):
-    return gpurt.InferenceSession(chain(), providers=[sim, "cpu"])
+    return gpurt.InferenceSession(chain(), GREEDY, providers=[sim, "cpu"])
 
 
 def spied(session, name):
@@ -66,7 +68,7 @@ def test_outputs_stay_on_a_device_and_are_fed_from_there(sim):
 
 
 def test_a_tensor_outlives_its_session_and_gives_its_memory_back(sim):
-    s = gpurt.InferenceSession(chain(), providers=[sim, "cpu"])
+    s = gpurt.InferenceSession(chain(), GREEDY, providers=[sim, "cpu"])
     (y,) = run(s, {"x": X}, {"y": "sim"})
     arena = s._providers[0].arena
     del s
@@ -125,7 +127,7 @@ def test_memory_that_an_input_lies_in_too(session, device):
 
 def test_a_model_that_hands_its_input_on(sim):
     model = make_model([n("Identity", ["x"], ["y"])], {"x": (F16, [3])}, ["y"])
-    s = gpurt.InferenceSession(model, providers=[sim, "cpu"])
+    s = gpurt.InferenceSession(model, GREEDY, providers=[sim, "cpu"])
     x = np.array([1, 2, 3], np.float16)
     (y,) = run(s, {"x": x}, {"y": "sim"})
     (z,) = run(s, {"x": y}, {"y": "sim"})
@@ -150,7 +152,7 @@ def test_constant_outputs_and_outputs_behind_a_cut(sim):
     nodes = [n("NonZero", ["x"], ["i"]), n("Transpose", ["i"], ["t"]), n("GatherND", ["x", "t"], ["g"]),
              n("Relu", ["g"], ["y"]), n("Add", ["x", "x"], ["a"])]  # fmt: skip
     model = make_model(nodes, {"x": (F16, ["n"])}, ["y", "c", "a", "i"], {"c": np.array([5, 6], np.float16)})
-    s = gpurt.InferenceSession(model, providers=[sim, "cpu"])
+    s = gpurt.InferenceSession(model, GREEDY, providers=[sim, "cpu"])
     x = np.array([0, -1, 2, 0, 3], np.float16)
     y, c, a, i = run(s, {"x": x}, {"y": "sim", "c": "sim", "a": "sim", "i": "sim"})
     for got, wanted in ((y, [0, 2, 3]), (c, [5, 6]), (a, 2 * x), (i, [[1, 2, 4]])):
@@ -168,7 +170,7 @@ def test_control_flow_yields_to_where_it_is_wanted(sim):
     )  # fmt: skip
     model = make_model([n("Loop", ["m", "", "x"], ["last"], body=body)],
                        {"m": (I64, []), "x": (F16, [2]), "w": (F16, [2])}, ["last"])  # fmt: skip
-    s = gpurt.InferenceSession(model, providers=[sim, "cpu"])
+    s = gpurt.InferenceSession(model, GREEDY, providers=[sim, "cpu"])
     x, w = np.array([1, 2], np.float16), np.array([3, 5], np.float16)
     for trips in (0, 3):
         mine = run(s, {"m": np.array(trips), "x": x, "w": w}, {"last": "sim"})[0]
@@ -284,7 +286,7 @@ def test_outputs_that_change_places_with_inputs(sim, device):
     for providers in (["cpu"], [sim, "cpu"], [(sim, {"shares_host": True}), "cpu"]):
         if device == "sim" and providers == ["cpu"]:
             continue
-        s = gpurt.InferenceSession(model, providers=providers)
+        s = gpurt.InferenceSession(model, GREEDY, providers=providers)
         a, b, c = X, X + 10, X + 20
         tensors = [Tensor.from_numpy(v.copy()) for v in (a, b, c)]
         if device == "sim":

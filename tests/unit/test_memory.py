@@ -13,6 +13,8 @@ from gpurt.memory.offsets import rounded
 from gpurt.provider import DeviceMemory
 from gpurt.testing.null import NullProvider
 
+GREEDY = gpurt.SessionOptions(partitioning="greedy")  # so that no rate of this machine decides
+
 n = helper.make_node
 F16, F32, BOOL, I64 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
 
@@ -45,7 +47,7 @@ def brute_force_bound(plan, space, alignment):
 
 
 def test_a_chain_needs_what_is_alive_at_its_fullest_step(null):
-    session = gpurt.InferenceSession(chain(F32), providers=[null, "cpu"])
+    session = gpurt.InferenceSession(chain(F32), GREEDY, providers=[null, "cpu"])
     session.run(None, square(64, np.float32))
     # x is read by the second MatMul, so x, a and b live at once; the last needs b and y only.
     memory = session.memory()["null:0"]
@@ -57,7 +59,7 @@ def test_the_bound_is_that_of_a_count_step_by_step(null):
     nodes += [n("ReduceMean", ["c"], ["d"]), n("MatMul", ["c", "c"], ["e"]), n("Add", ["e", "d"], ["y"])]
     weights = {"w": np.ones((4, 3, 1, 1), np.float32)}
     model = make_model(nodes, {"x": (F32, [1, 3, 20, 20])}, ["y"], weights)
-    session = gpurt.InferenceSession(model, providers=[null, "cpu"])
+    session = gpurt.InferenceSession(model, GREEDY, providers=[null, "cpu"])
     session.run(None, {"x": np.zeros((1, 3, 20, 20), np.float32)})
     (plan,) = session._runner.plans()
     alignment = session._site.memories[1].arena.alignment
@@ -77,7 +79,7 @@ def test_bodies_of_control_flow_count_beside_what_is_alive_around_them(sim):
     )
     nodes = [n("Add", ["x", "x"], ["big"]), n("Loop", ["k", "", "x"], ["y"], body=body)]
     model = make_model(nodes, {"x": (F16, [64]), "k": (I64, [])}, ["y"])
-    session = gpurt.InferenceSession(model, providers=[sim, "cpu"])
+    session = gpurt.InferenceSession(model, GREEDY, providers=[sim, "cpu"])
     x = np.ones(64, np.float16)
     np.testing.assert_array_equal(session.run(None, {"x": x, "k": np.array(5)})[0], 11 * x)
     memory = session.memory()["sim:0"]
@@ -86,7 +88,7 @@ def test_bodies_of_control_flow_count_beside_what_is_alive_around_them(sim):
 
 
 def test_the_third_run_of_a_shape_allocates_nothing(null):
-    session = gpurt.InferenceSession(chain(F32), providers=[null, "cpu"])
+    session = gpurt.InferenceSession(chain(F32), GREEDY, providers=[null, "cpu"])
     counts = []
     for _ in range(3):
         session.run(None, square(16, np.float32))
@@ -96,7 +98,7 @@ def test_the_third_run_of_a_shape_allocates_nothing(null):
 
 
 def test_trim_gives_back_and_the_session_goes_on(sim):
-    session = gpurt.InferenceSession(chain(), providers=[sim, "cpu"])
+    session = gpurt.InferenceSession(chain(), GREEDY, providers=[sim, "cpu"])
     want = session.run(None, square(8))[0]
     held = session.memory()["sim:0"]["held"]
     assert held > 0
@@ -107,7 +109,7 @@ def test_trim_gives_back_and_the_session_goes_on(sim):
 
 def test_a_plan_that_does_not_fit_beside_idle_ones_takes_their_place(sim):
     limit = 3 * 2 * 64 * 64 + 3 * 2 * 40 * 40  # two shapes' plans together would not fit
-    session = gpurt.InferenceSession(chain(), providers=[(sim, {"memory_limit": limit}), "cpu"])
+    session = gpurt.InferenceSession(chain(), GREEDY, providers=[(sim, {"memory_limit": limit}), "cpu"])
     alone = gpurt.InferenceSession(chain(), providers=["cpu"])
     for size in (64, 60, 40, 64):
         np.testing.assert_array_equal(session.run(None, square(size))[0], alone.run(None, square(size))[0])
@@ -115,7 +117,7 @@ def test_a_plan_that_does_not_fit_beside_idle_ones_takes_their_place(sim):
 
 
 def test_out_of_memory_says_what_was_asked_and_held_and_loses_nothing(sim):
-    session = gpurt.InferenceSession(chain(), providers=[(sim, {"memory_limit": 30_000}), "cpu"])
+    session = gpurt.InferenceSession(chain(), GREEDY, providers=[(sim, {"memory_limit": 30_000}), "cpu"])
     want = session.run(None, square(16))[0]
     with pytest.raises(gpurt.OutOfMemory, match=r"sim:0.*bytes asked for.*held.*limit 30000") as caught:
         session.run(None, square(128))
@@ -127,10 +129,11 @@ def test_out_of_memory_says_what_was_asked_and_held_and_loses_nothing(sim):
 def test_weights_count_against_the_limit(null):
     weights = {"w": np.ones((256, 256), np.float32)}
     model = make_model([n("Add", ["x", "w"], ["y"])], {"x": (F32, [256, 256])}, ["y"], weights)
-    session = gpurt.InferenceSession(model, providers=[(null, {"memory_limit": 500_000}), "cpu"])
+    options = gpurt.SessionOptions(pins={"op:Add": "null"})  # else it would be moved to the host
+    session = gpurt.InferenceSession(model, options, providers=[(null, {"memory_limit": 500_000}), "cpu"])
     with pytest.raises(gpurt.OutOfMemory, match="limit 500000"):
         session.run(None, {"x": np.zeros((256, 256), np.float32)})
-    enough = gpurt.InferenceSession(model, providers=[(null, {"memory_limit": 1_000_000}), "cpu"])
+    enough = gpurt.InferenceSession(model, GREEDY, providers=[(null, {"memory_limit": 1_000_000}), "cpu"])
     enough.run(None, {"x": np.zeros((256, 256), np.float32)})
     assert enough.memory()["null:0"]["weights"] == 256 * 256 * 4
 
@@ -150,7 +153,7 @@ def test_arena_sharing_is_asked_for_and_ends_with_the_last_session(null):
     registry.register(Together)
     try:
         made = [
-            gpurt.InferenceSession(chain(F32), providers=[("together", {"share_arena": share}), "cpu"])
+            gpurt.InferenceSession(chain(F32), GREEDY, providers=[("together", {"share_arena": share}), "cpu"])
             for share in (True, True, False)
         ]
         arenas = [s._providers[0].arena for s in made]
@@ -178,10 +181,10 @@ def test_weights_are_stored_once_and_freed_with_the_last_session():
     registry.register(Same)
     try:
         feeds = {"x": np.zeros(70_000, np.float32)}
-        first = gpurt.InferenceSession(model, providers=["same", "cpu"])
+        first = gpurt.InferenceSession(model, GREEDY, providers=["same", "cpu"])
         first.run(None, feeds)
         alone = driver.held
-        second = gpurt.InferenceSession(model, providers=["same", "cpu"])
+        second = gpurt.InferenceSession(model, GREEDY, providers=["same", "cpu"])
         second.run(None, feeds)
         arena = second.memory()["same:0"]["held"]
         assert driver.held == alone + arena  # the weights are there already
@@ -199,11 +202,11 @@ def test_weights_are_stored_once_and_freed_with_the_last_session():
 @pytest.mark.parametrize("option", ["memory_limit", "initial_chunk_size_bytes", "share_arena"])
 def test_memory_options_are_checked(null, option):
     with pytest.raises(gpurt.InvalidArgument, match=option):
-        gpurt.InferenceSession(chain(F32), providers=[(null, {option: "much"}), "cpu"])
+        gpurt.InferenceSession(chain(F32), GREEDY, providers=[(null, {option: "much"}), "cpu"])
 
 
 def test_every_device_of_the_session_is_reported(sim, null):
-    session = gpurt.InferenceSession(chain(), providers=[sim, null, "cpu"])
+    session = gpurt.InferenceSession(chain(), GREEDY, providers=[sim, null, "cpu"])
     session.run(None, square(8))
     assert set(session.memory()) == {"sim:0", "null:0"}
     assert all(isinstance(m, DeviceMemory) for m in session._site.memories[1:])

@@ -9,6 +9,8 @@ from onnx import TensorProto, helper
 
 import gpurt
 
+GREEDY = gpurt.SessionOptions(partitioning="greedy")  # so that no rate of this machine decides
+
 n = helper.make_node
 F32, F16, I64, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL
 RNG = np.random.default_rng(1)
@@ -19,7 +21,7 @@ def info(name, kind=F32, shape=None):
 
 
 def run(model, feeds, providers=("cpu",)):
-    return gpurt.InferenceSession(model, providers=list(providers)).run(None, feeds)
+    return gpurt.InferenceSession(model, GREEDY, providers=list(providers)).run(None, feeds)
 
 
 def test_one_plan_a_signature_and_the_least_recently_used_goes_first():
@@ -63,7 +65,7 @@ def test_shapes_that_depend_on_data_cut_the_plan_only_where_they_must(sim):
         {"x": (F16, ["n"])},
         ["y"],
     )
-    s = gpurt.InferenceSession(model, providers=[sim, "cpu"])
+    s = gpurt.InferenceSession(model, GREEDY, providers=[sim, "cpu"])
     for x in ([1, 0, 2, -1], [0, 0, 0, 3], [0, 0, 0, 0]):
         x = np.array(x, np.float16)
         want = np.maximum((x + x)[x != 0], 0) ** 2
@@ -132,7 +134,7 @@ def test_loop_with_carried_scanned_and_captured_values(sim, kind, trips):
 
 def test_a_value_captured_by_a_loop_is_copied_to_a_device_once(sim):
     model = loop_model(F16)
-    s = gpurt.InferenceSession(model, providers=[sim, "cpu"])
+    s = gpurt.InferenceSession(model, GREEDY, providers=[sim, "cpu"])
     sim_provider = s._providers[0]
     written = []
     write = sim_provider.write
@@ -163,7 +165,7 @@ def test_scan_backwards_over_the_second_axis():
 def test_threads_share_a_session(sim):
     model = make_model([n("MatMul", ["x", "w"], ["h"]), n("Softmax", ["h"], ["s"]), n("Add", ["s", "s"], ["y"])],
                        {"x": (F16, ["n", 4])}, ["y"], {"w": RNG.random((4, 4)).astype(np.float16)})  # fmt: skip
-    s = gpurt.InferenceSession(model, providers=[sim, "cpu"])
+    s = gpurt.InferenceSession(model, GREEDY, providers=[sim, "cpu"])
     plain = gpurt.InferenceSession(model, providers=["cpu"])
     feeds = [RNG.random((k % 5 + 1, 4)).astype(np.float16) for k in range(40)]
     want = [plain.run(None, {"x": f})[0] for f in feeds]
@@ -198,7 +200,7 @@ def test_a_refusal_for_one_shape_moves_the_node_for_that_shape(sim, monkeypatch)
     model = make_model(
         [n("Add", ["x", "x"], ["a"], "add"), n("Relu", ["a"], ["y"], "relu")], {"x": (F16, ["n"])}, ["y"]
     )
-    s = gpurt.InferenceSession(model, providers=[sim, "cpu"])
+    s = gpurt.InferenceSession(model, GREEDY, providers=[sim, "cpu"])
     for size in (3, 6, 3):
         x = RNG.standard_normal(size).astype(np.float16)
         np.testing.assert_allclose(s.run(None, {"x": x})[0], np.maximum(x + x, 0))
@@ -208,7 +210,7 @@ def test_a_refusal_for_one_shape_moves_the_node_for_that_shape(sim, monkeypatch)
 
 def test_memory_of_a_device_does_not_grow_after_the_first_pass(sim):
     model = make_model([n("Add", ["x", "x"], ["a"]), n("Mul", ["a", "x"], ["y"])], {"x": (F16, ["n"])}, ["y"])
-    s = gpurt.InferenceSession(model, providers=[sim, "cpu"])
+    s = gpurt.InferenceSession(model, GREEDY, providers=[sim, "cpu"])
     arena = s._providers[0].arena
     sizes = (10, 1000, 10, 5000)
     for size in sizes:
@@ -222,7 +224,7 @@ def test_memory_of_a_device_does_not_grow_after_the_first_pass(sim):
 
 def test_out_of_memory_is_a_typed_error_and_the_session_goes_on(sim):
     model = make_model([n("Add", ["x", "x"], ["y"])], {"x": (F16, ["n"])}, ["y"])
-    s = gpurt.InferenceSession(model, providers=[(sim, {"memory_limit": 1 << 16}), "cpu"])
+    s = gpurt.InferenceSession(model, GREEDY, providers=[(sim, {"memory_limit": 1 << 16}), "cpu"])
     with pytest.raises(gpurt.OutOfMemory, match="sim:0"):
         s.run(None, {"x": np.ones(1 << 20, np.float16)})
     np.testing.assert_array_equal(s.run(None, {"x": np.ones(8, np.float16)})[0], 2)
@@ -238,7 +240,7 @@ def test_a_view_of_a_carried_device_value_follows_it_from_run_to_run(sim):
     )
     model = make_model([n("Neg", ["x"], ["nx"]), n("Loop", ["m", "", "nx"], ["last", "all"], body=body)],
                        {"m": (I64, []), "x": (F16, [2])}, ["last", "all"])  # fmt: skip
-    s = gpurt.InferenceSession(model, providers=[sim, "cpu"])
+    s = gpurt.InferenceSession(model, GREEDY, providers=[sim, "cpu"])
     for scale in (1, 3, -2):
         x = np.array([1, 2], np.float16) * scale
         last, every = s.run(None, {"m": np.array(4), "x": x})

@@ -14,6 +14,8 @@ import gpurt
 from gpurt.cli import main
 from gpurt.session.summary import summarize
 
+GREEDY = gpurt.SessionOptions(partitioning="greedy")  # so that no rate of this machine decides
+
 n = helper.make_node
 F16, F32 = TensorProto.FLOAT16, TensorProto.FLOAT
 X = np.ones((2, 3), np.float16)
@@ -27,7 +29,9 @@ def model():
 
 
 def profiled(tmp_path, providers, runs=2):
-    options = gpurt.SessionOptions(enable_profiling=True, profile_file_prefix=str(tmp_path / "trace"))
+    options = gpurt.SessionOptions(
+        enable_profiling=True, partitioning="greedy", profile_file_prefix=str(tmp_path / "trace")
+    )
     s = gpurt.InferenceSession(model(), options, providers=providers)
     for _ in range(runs):
         s.run(None, {"x": X})
@@ -142,12 +146,16 @@ def test_values_are_those_of_a_plain_run(tmp_path, sim):
 
 
 def test_a_plain_run_replays_a_list_that_tracing_never_touched(tmp_path, sim):
-    s = gpurt.InferenceSession(model(), providers=[sim, "cpu"])
+    s = gpurt.InferenceSession(model(), GREEDY, providers=[sim, "cpu"])
     s.run(None, {"x": X})
     (plan,) = s._runner.plans()
     (state,) = plan._pool
     plain = list(state._ops)
-    s.run(None, {"x": X}, gpurt.RunOptions(enable_profiling=True, profile_file_prefix=str(tmp_path / "p")))
+    s.run(
+        None,
+        {"x": X},
+        gpurt.RunOptions(enable_profiling=True, profile_file_prefix=str(tmp_path / "p")),
+    )
     s.run(None, {"x": X})
     assert plan._pool == [state]
     assert list(state._ops) == plain

@@ -14,6 +14,8 @@ from gpurt import registry
 from gpurt.errors import EPFail
 from gpurt.provider import HOST, Capability, Device, Provider
 
+GREEDY = gpurt.SessionOptions(partitioning="greedy")  # so that no rate of this machine decides
+
 n = helper.make_node
 F32 = TensorProto.FLOAT
 NUMPY = {"Add": np.add, "Mul": np.multiply, "Neg": np.negative, "Sub": np.subtract}
@@ -94,7 +96,7 @@ X = np.array([0.5, -1, 2], np.float32)
 
 
 def test_a_compiling_provider_gets_convex_partitions_and_returns_one_unit_each(whole):
-    s = gpurt.InferenceSession(diamond(), providers=["whole", "cpu"])
+    s = gpurt.InferenceSession(diamond(), GREEDY, providers=["whole", "cpu"])
     np.testing.assert_allclose(s.run(None, {"x": X})[0], expected(X), rtol=1e-6)
     assert s._providers[0].compiled == [["a", "b"], ["d", "e"]]
     report = {r["name"]: r for r in s.explain().to_dict()["nodes"]}
@@ -104,14 +106,14 @@ def test_a_compiling_provider_gets_convex_partitions_and_returns_one_unit_each(w
 
 def test_colliding_claims_are_trimmed(whole, monkeypatch):
     monkeypatch.setattr(Whole, "overlapping", True)
-    s = gpurt.InferenceSession(diamond(), providers=["whole", "cpu"])
+    s = gpurt.InferenceSession(diamond(), GREEDY, providers=["whole", "cpu"])
     np.testing.assert_allclose(s.run(None, {"x": X})[0], expected(X), rtol=1e-6)
     assert sorted(name for part in s._providers[0].compiled for name in part) == ["a", "b", "d", "e"]
 
 
 def test_a_partition_that_fails_to_compile_goes_to_the_next_provider_with_the_reason(whole, monkeypatch):
     monkeypatch.setattr(Whole, "fail", True)
-    s = gpurt.InferenceSession(diamond(), providers=["whole", "cpu"])
+    s = gpurt.InferenceSession(diamond(), GREEDY, providers=["whole", "cpu"])
     np.testing.assert_allclose(s.run(None, {"x": X})[0], expected(X), rtol=1e-6)
     report = s.explain().to_dict()["nodes"]
     assert {r["provider"] for r in report} == {"cpu"}
@@ -136,7 +138,7 @@ def test_a_broken_plug_in_is_listed_with_its_reason_and_breaks_nothing(monkeypat
     assert not status.usable
     assert "no_such_module_of_gpurt" in status.reason
     with pytest.warns(RuntimeWarning, match="broken"):
-        s = gpurt.InferenceSession(diamond(), providers=["broken", "cpu"])
+        s = gpurt.InferenceSession(diamond(), GREEDY, providers=["broken", "cpu"])
     np.testing.assert_allclose(s.run(None, {"x": X})[0], expected(X), rtol=1e-6)
 
 
@@ -151,6 +153,6 @@ def test_a_plug_in_for_another_contract_is_refused_with_both_versions():
 
 def test_unknown_index_and_duplicates():
     with pytest.raises(gpurt.InvalidArgument, match="cpu:3"):
-        gpurt.InferenceSession(diamond(), providers=["cpu:3"])
+        gpurt.InferenceSession(diamond(), GREEDY, providers=["cpu:3"])
     with pytest.raises(gpurt.InvalidArgument, match="twice"):
         gpurt.InferenceSession(diamond(), providers=["cpu", "cpu"])

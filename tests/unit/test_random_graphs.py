@@ -17,6 +17,8 @@ import gpurt
 from gpurt import registry
 from gpurt.provider import Capability
 
+GREEDY = gpurt.SessionOptions(partitioning="greedy")  # so that no rate of this machine decides
+
 UNARY, BINARY = ("Relu", "Neg"), ("Add", "Mul", "Sub")
 
 
@@ -85,8 +87,8 @@ def test_values_and_copies(devices, graph, seed):
     )  # fmt: skip
     rng = np.random.default_rng(seed)
     feeds = {n: (rng.integers(-2, 3, (2, 3)) / 2).astype(np.float16) for n in ("x0", "x1")}
-    session = gpurt.InferenceSession(model, providers=[*devices, "cpu"])
-    plain = gpurt.SessionOptions(graph_optimization_level="disable_all")
+    session = gpurt.InferenceSession(model, GREEDY, providers=[*devices, "cpu"])
+    plain = gpurt.SessionOptions(graph_optimization_level="disable_all", partitioning="greedy")
     want = gpurt.InferenceSession(model, plain, providers=["cpu"]).run(None, feeds)
     for _ in range(2):
         for got, expected in zip(session.run(None, feeds), want, strict=True):
@@ -111,3 +113,31 @@ def test_values_and_copies(devices, graph, seed):
             needed[name, home[name], "cpu"] = 1
     assert Counter((c["value"], c["from"], c["to"]) for c in report["copies"]) == needed
     assert all(c["bytes"] == 12 for c in report["copies"])
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(graphs(), st.integers(2, 4), st.randoms(use_true_random=False))
+def test_values_under_cost_partitioning_with_pins(devices, graph, count, random):
+    nodes, outputs = graph
+    kind = TensorProto.FLOAT16
+    model = helper.make_model(
+        helper.make_graph(
+            nodes, "g", [helper.make_tensor_value_info(n, kind, [2, 3]) for n in ("x0", "x1")],
+            [helper.make_tensor_value_info(n, kind, [2, 3]) for n in outputs],
+        ),
+        opset_imports=[helper.make_opsetid("", 21)], ir_version=10,
+    )  # fmt: skip
+    used = devices[: count - 1]
+    able = {f"sim{letter}": letter for letter in "abc"}
+    pins = {n.name: d for n in nodes for d in (*used, "cpu")
+            if random.random() < 0.3 and (d == "cpu" or n.name.endswith(able[d]))}  # fmt: skip
+    options = gpurt.SessionOptions(partitioning="cost", pins=pins, cache_dir=False, graph_optimization_level=0)
+    session = gpurt.InferenceSession(model, options, providers=[*used, "cpu"])
+    feeds = {n: np.array([[0.5, -1, 0], [1, -0.5, 1]], np.float16) for n in ("x0", "x1")}
+    want = gpurt.InferenceSession(model, gpurt.SessionOptions(graph_optimization_level=0), providers=["cpu"])
+    for got, expected in zip(session.run(None, feeds), want.run(None, feeds), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    placed = {r["name"]: r["provider"] for r in session.explain().to_dict()["nodes"]}
+    assert {n: placed[n] for n in pins} == pins

@@ -15,6 +15,8 @@ import gpurt
 from gpurt import registry
 from gpurt.provider import Capability
 
+GREEDY = gpurt.SessionOptions(partitioning="greedy")  # so that no rate of this machine decides
+
 n = helper.make_node
 F16, BOOL, I64 = TensorProto.FLOAT16, TensorProto.BOOL, TensorProto.INT64
 
@@ -87,7 +89,7 @@ def test_values_are_those_of_the_host(sharing, graph, seed):
         ir_version=10,
     )
     rng = np.random.default_rng(seed)
-    session = gpurt.InferenceSession(model, providers=[*sharing, "cpu"])
+    session = gpurt.InferenceSession(model, GREEDY, providers=[*sharing, "cpu"])
     alone = gpurt.InferenceSession(model, providers=["cpu"])
     kept = []
     for _ in range(3):
@@ -112,7 +114,7 @@ def test_a_loop_carries_values_of_shared_memory(sharing):
         [helper.make_tensor_value_info("t2", BOOL, []), helper.make_tensor_value_info("c2", F16, [2, 2])],
     )
     model = make_model([n("Loop", ["k", "", "x"], ["y"], body=body)], {"x": (F16, [2, 2]), "k": (I64, [])}, ["y"])
-    session = gpurt.InferenceSession(model, providers=[*sharing, "cpu"])
+    session = gpurt.InferenceSession(model, GREEDY, providers=[*sharing, "cpu"])
     x = np.arange(4, dtype=np.float16).reshape(2, 2)
     for trips in (0, 1, 4, 7):
         np.testing.assert_array_equal(session.run(None, {"x": x, "k": np.array(trips)})[0], (trips + 1) * x)
@@ -125,7 +127,7 @@ def test_a_sequence_of_views_outlives_the_plan(sharing):
         n("SequenceAt", ["q", "one"], ["y"], "y_h"),
     ]
     model = make_model(nodes, {"x": (F16, [2, 3])}, ["q", "y"], {"one": np.array(1)})
-    session = gpurt.InferenceSession(model, providers=[*sharing, "cpu"])
+    session = gpurt.InferenceSession(model, GREEDY, providers=[*sharing, "cpu"])
     x = np.arange(6, dtype=np.float16).reshape(2, 3)
     sequence, y = session.run(None, {"x": x})
     session.run(None, {"x": x + 5})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from onnx import TensorProto, helper
 import gpurt
 from gpurt.provider import Unavailable
 from gpurt.tensor import Tensor
+
+GREEDY = gpurt.SessionOptions(partitioning="greedy")  # so that no rate of this machine decides
 
 n = helper.make_node
 F32, I64 = TensorProto.FLOAT, TensorProto.INT64
@@ -81,8 +85,8 @@ def test_content_there_and_back(options):
 
 def test_runs_on_tensors_of_every_session(options):
     """Tensors made without a session, or by a session with other options, are used in place."""
-    s = gpurt.InferenceSession(softmax(), providers=[("opencl:0", options), "cpu"])
-    other = gpurt.InferenceSession(softmax(), providers=[("opencl:0", {"kernel_class": "gpu"}), "cpu"])
+    s = gpurt.InferenceSession(softmax(), GREEDY, providers=[("opencl:0", options), "cpu"])
+    other = gpurt.InferenceSession(softmax(), GREEDY, providers=[("opencl:0", {"kernel_class": "gpu"}), "cpu"])
     x = Tensor.from_numpy(X, "opencl:0")
     y, p = run(s, {"x": x}, {"y": "opencl", "s": "opencl"})
     for got, wanted in zip((y, p), expected(X), strict=True):
@@ -97,7 +101,7 @@ def test_runs_on_tensors_of_every_session(options):
 
 
 def test_outputs_are_written_into_the_callers_memory(options):
-    s = gpurt.InferenceSession(softmax(), providers=[("opencl:0", options), "cpu"])
+    s = gpurt.InferenceSession(softmax(), GREEDY, providers=[("opencl:0", options), "cpu"])
     on_device = Tensor.empty((8, 64), "float", "opencl:0")
     for array in (on_device, aligned((8, 64)), aligned((8, 64), shift=4)):
         for shift in (0, 1):
@@ -107,7 +111,7 @@ def test_outputs_are_written_into_the_callers_memory(options):
 
 
 def test_memory_that_is_fed_too(options):
-    s = gpurt.InferenceSession(softmax(), providers=[("opencl:0", options), "cpu"])
+    s = gpurt.InferenceSession(softmax(), GREEDY, providers=[("opencl:0", options), "cpu"])
     for x in (Tensor.from_numpy(X, "opencl:0"), aligned(X.shape), aligned(X.shape, shift=8)):
         if isinstance(x, np.ndarray):
             x[...] = X
@@ -121,7 +125,7 @@ def test_a_cache_is_appended_to_in_place(options):
     model = make_model(
         nodes, {"past": (F32, [2, 16, 8]), "new": (F32, [2, "t", 8]), "at": (I64, [2])}, ["present", "sum"], opset=24
     )
-    s = gpurt.InferenceSession(model, providers=[("opencl:0", options), "cpu"])
+    s = gpurt.InferenceSession(model, GREEDY, providers=[("opencl:0", options), "cpu"])
     cache = Tensor.from_numpy(np.zeros((2, 16, 8), np.float32), "opencl:0")
     wanted = np.zeros((2, 16, 8), np.float32)
     for start, rows in ((0, 3), (3, 1), (4, 1), (5, 1)):
@@ -141,7 +145,7 @@ def test_a_cache_is_appended_to_in_place(options):
 def test_a_past_that_is_read_later_is_not_spoilt(options):
     nodes = [n("TensorScatter", ["past", "new"], ["present"], axis=1), n("Neg", ["past"], ["old"])]
     model = make_model(nodes, {"past": (F32, [1, 4, 8]), "new": (F32, [1, 1, 8])}, ["present", "old"], opset=24)
-    s = gpurt.InferenceSession(model, providers=[("opencl:0", options), "cpu"])
+    s = gpurt.InferenceSession(model, GREEDY, providers=[("opencl:0", options), "cpu"])
     before = RNG.standard_normal((1, 4, 8), dtype=np.float32)
     cache, new = Tensor.from_numpy(before, "opencl:0"), np.ones((1, 1, 8), np.float32)
     old = run(s, {"past": cache, "new": new}, {"present": cache, "old": "cpu"})[1]
@@ -154,7 +158,7 @@ def test_a_past_that_is_handed_on_is_not_spoilt(options, where):
     nodes = [n("Reshape", ["past", "flat"], ["old"]), n("TensorScatter", ["past", "new"], ["present"], axis=1)]
     shapes = {"past": (F32, [1, 4, 8]), "new": (F32, [1, 1, 8])}
     model = make_model(nodes, shapes, ["present", "old"], {"flat": np.array([32])}, opset=24)
-    s = gpurt.InferenceSession(model, providers=[("opencl:0", options), "cpu"])
+    s = gpurt.InferenceSession(model, GREEDY, providers=[("opencl:0", options), "cpu"])
     before = RNG.standard_normal((1, 4, 8), dtype=np.float32)
     cache, new = Tensor.from_numpy(before, "opencl:0"), np.ones((1, 1, 8), np.float32)
     old = run(s, {"past": cache, "new": new}, {"present": cache, "old": where})[1]
@@ -168,7 +172,7 @@ def test_updates_that_are_the_data_itself(options):
         [n("Mul", ["x", "two"], ["d"]), n("ScatterND", ["d", "i", "d"], ["y"])],
         {"x": (F32, [64]), "i": (I64, [64, 1])}, ["y"], {"two": np.float32(2)},
     )  # fmt: skip
-    s = gpurt.InferenceSession(model, providers=[("opencl:0", options), "cpu"])
+    s = gpurt.InferenceSession(model, GREEDY, providers=[("opencl:0", options), "cpu"])
     x, order = RNG.standard_normal(64, dtype=np.float32), RNG.permutation(64)
     wanted = np.zeros(64, np.float32)
     wanted[order] = 2 * x
@@ -181,7 +185,7 @@ def test_scatters_in_place_between_kernels(options):
         [n("Mul", ["x", "two"], ["d"]), n("ScatterND", ["d", "i", "u"], ["w"]), n("Exp", ["w"], ["y"])],
         {"x": (F32, [64]), "i": (I64, [5, 1]), "u": (F32, [5])}, ["y"], {"two": np.float32(2)},
     )  # fmt: skip
-    s = gpurt.InferenceSession(model, providers=[("opencl:0", options), "cpu"])
+    s = gpurt.InferenceSession(model, GREEDY, providers=[("opencl:0", options), "cpu"])
     x, u, at = RNG.standard_normal(64, dtype=np.float32), np.arange(5, dtype=np.float32), np.array([3, 9, 1, 60, 8])
     for _ in range(2):
         wanted = 2 * x
@@ -198,7 +202,7 @@ def test_pyopencl_arrays_in_the_sessions_context(options):
     context = cl.Context([discovery.devices()[0][1]])
     queue, elsewhere = cl.CommandQueue(context), cl.CommandQueue(context)
     mine = {**options, "context": context, "queue": queue}
-    s = gpurt.InferenceSession(softmax(), providers=[("opencl", mine), "cpu"])
+    s = gpurt.InferenceSession(softmax(), GREEDY, providers=[("opencl", mine), "cpu"])
     moved = []
     memory = s._providers[0]
     memory.write = lambda dst, src, stream: moved.append(src.nbytes)
@@ -220,7 +224,7 @@ def test_pyopencl_arrays_in_the_sessions_context(options):
         binding.bind_input("x", "opencl", 0, np.float32, (16, 64), x.base_data.int_ptr)
 
     del memory.write
-    plain = gpurt.InferenceSession(softmax(), providers=[("opencl", options), "cpu"])
+    plain = gpurt.InferenceSession(softmax(), GREEDY, providers=[("opencl", options), "cpu"])
     for array in (x, x[:, :]):
         np.testing.assert_allclose(plain.run(["y"], {"x": array})[0], expected(X + 1)[0], rtol=1e-5, atol=1e-6)
     (copy,) = round_trips(plain)
@@ -237,9 +241,10 @@ def test_parts_of_pyopencl_arrays(options):
     arrays = pytest.importorskip("pyopencl.array")
     from gpurt_opencl import discovery
 
-    queue = cl.CommandQueue(cl.Context([discovery.devices()[0][1]]))
+    context = cl.Context([discovery.devices()[0][1]])
+    queue = cl.CommandQueue(context)
     model = make_model([n("Exp", ["x"], ["y"])], {"x": (F32, [2, 3])}, ["y"])
-    s = gpurt.InferenceSession(model, providers=[("opencl", {**options, "queue": queue}), "cpu"])
+    s = gpurt.InferenceSession(model, GREEDY, providers=[("opencl", {**options, "queue": queue}), "cpu"])
     whole = RNG.standard_normal((5, 3), dtype=np.float32)
     x = arrays.to_device(queue, whole)
     np.testing.assert_allclose(s.run(None, {"x": x[1:3]})[0], np.exp(whole[1:3]), rtol=1e-5)
@@ -265,8 +270,8 @@ def test_contexts_and_queues_that_do_not_fit():
         refused.append(({"queue": unordered}, "out of order"))
     for given, words in refused:
         with pytest.raises(gpurt.InvalidArgument, match=words):
-            gpurt.InferenceSession(softmax(), providers=[("opencl", given), "cpu"])
-    s = gpurt.InferenceSession(softmax(), providers=[("opencl:0", {"context": context}), "cpu"])
+            gpurt.InferenceSession(softmax(), GREEDY, providers=[("opencl", given), "cpu"])
+    s = gpurt.InferenceSession(softmax(), GREEDY, providers=[("opencl:0", {"context": context}), "cpu"])
     np.testing.assert_allclose(s.run(["y"], {"x": X})[0], expected(X)[0], rtol=1e-5, atol=1e-6)
 
 
@@ -290,7 +295,7 @@ def test_dlpack_from_a_device():
 def test_threads_with_bindings_of_their_own(options):
     from concurrent.futures import ThreadPoolExecutor
 
-    s = gpurt.InferenceSession(softmax(), providers=[("opencl:0", options), "cpu"])
+    s = gpurt.InferenceSession(softmax(), GREEDY, providers=[("opencl:0", options), "cpu"])
 
     def work(seed):
         rng = np.random.default_rng(seed)
@@ -311,9 +316,30 @@ def test_outputs_that_change_places_with_inputs(options):
     nodes = [n("Identity", ["a"], ["p"]), n("Identity", ["b"], ["q"]), n("Neg", ["c"], ["r"]),
              n("Reshape", ["c", "flat"], ["t"]), n("Add", ["a", "b"], ["u"])]  # fmt: skip
     model = make_model(nodes, {k: (F32, [8, 64]) for k in "abc"}, ["p", "q", "r", "t", "u"], {"flat": np.array([512])})
-    s = gpurt.InferenceSession(model, providers=[("opencl:0", options), "cpu"])
+    s = gpurt.InferenceSession(model, GREEDY, providers=[("opencl:0", options), "cpu"])
     a, b, c = X, X + 10, X + 20
     x, y, z = (Tensor.from_numpy(v, "opencl:0") for v in (a, b, c))
     found = run(s, {"a": x, "b": y, "c": z}, {"r": z, "p": y, "q": x, "t": "cpu", "u": "cpu"})
     for got, wanted in zip((z, y, x, *found[3:]), (-c, a, b, c.ravel(), a + b), strict=True):
         np.testing.assert_array_equal(got.numpy(), wanted)
+
+
+def test_a_profile_shows_what_was_launched(tmp_path):
+    """A cache that is appended to in place: one kernel, and no copy but that of the new rows."""
+    model = make_model([n("TensorScatter", ["past", "new"], ["present"], axis=1)],
+                       {"past": (F32, [1, 4, 8]), "new": (F32, [1, 1, 8])}, ["present"], opset=24)  # fmt: skip
+    s = gpurt.InferenceSession(model, GREEDY, providers=["opencl:0", "cpu"])
+    cache = Tensor.from_numpy(np.zeros((1, 4, 8), np.float32), "opencl:0")
+    binding = s.io_binding()
+    binding.bind_ortvalue_input("past", cache)
+    binding.bind_cpu_input("new", np.ones((1, 1, 8), np.float32))
+    binding.bind_ortvalue_output("present", cache)
+    options = gpurt.RunOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "trace_")
+    s.run_with_iobinding(binding, options)
+    np.testing.assert_array_equal(cache.numpy()[0, :, 0], [1, 0, 0, 0])
+    events = json.loads(Path(options.profile_file).read_text())
+    kernels = [e["name"] for e in events if e.get("cat") == "Kernel" and not e["name"].startswith("Memcpy")]
+    assert kernels == ["tensor_scatter"]
+    assert not [e for e in events if e.get("name") in ("Memcpy", "MemcpyToHost")]
+    s.run_with_iobinding(binding)  # and the plain replay of the same plan
