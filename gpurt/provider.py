@@ -21,6 +21,7 @@ import numpy as np
 from gpurt.errors import InvalidArgument
 from gpurt.graph.view import GraphView, NodeView
 from gpurt.spec import Spec
+from gpurt.symbolic import Size
 
 PROVIDER_API: Final = (1, 1)
 """Version of this contract: a provider of another major version is refused; a minor one adds optional members."""
@@ -162,6 +163,9 @@ class Bound(Protocol):
     def rebind(self, operand: int, ref: BufferRef) -> None:
         """Point one operand (position in UnitPlan.operands) at other memory."""
 
+    def resize(self, values: Sequence[int]) -> None:
+        """Optional: set what depends on sizes again; one number for each of UnitPlan.sizes."""
+
 
 @dataclass(slots=True)
 class UnitPlan:
@@ -176,6 +180,7 @@ class UnitPlan:
             out where the output takes the input's memory.
         bind: memory for the operands -> bound steps.
         kernels: names of what is launched, for explain and traces.
+        sizes: symbolic sizes (gpurt.symbolic.Size) that its launches depend on; then what bind returns has resize.
     """
 
     outputs: Sequence[Spec]
@@ -184,6 +189,7 @@ class UnitPlan:
     inplace: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     bind: Callable[[Sequence[BufferRef]], Bound] | None = None
     kernels: Sequence[str] = ()
+    sizes: Sequence[Size] = ()
     carried: Mapping[int, tuple[int, frozenset[int]]] = field(default_factory=dict)
 
 
@@ -234,6 +240,10 @@ class DeviceUnit(Unit, Protocol):
     @property
     def host_inputs(self) -> frozenset[int]:
         """Positions of inputs whose content must be known when the unit is planned (axes, pads, sizes)."""
+
+    symbolic: bool
+    """Optional: plan takes specs whose shapes have symbolic sizes (gpurt.symbolic.Size) and keeps no size but in
+    UnitPlan's own attributes. A unit that does not say so is given plain numbers, and its plan serves these alone."""
 
     def plan(self, inputs: Sequence[Spec | None]) -> UnitPlan:
         """Plan for these inputs.

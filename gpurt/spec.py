@@ -47,6 +47,32 @@ class Spec:
         return text if self.const is None else f"{text}=const"
 
 
+class SizedSpec(Spec):
+    """An integer tensor of known shape that holds symbolic sizes (see gpurt.symbolic).
+
+    Attributes:
+        sizes: the content: Size and int, dtype object. ``const`` is the content as plain numbers, at the price of
+            guards that the sizes stay as they are.
+    """
+
+    __slots__ = ("sizes",)
+
+    sizes: np.ndarray
+
+    def __init__(self, dtype: np.dtype, sizes: np.ndarray) -> None:
+        object.__setattr__(self, "dtype", dtype)
+        object.__setattr__(self, "shape", tuple(sizes.shape))
+        object.__setattr__(self, "sizes", sizes)
+
+    @property
+    def const(self) -> np.ndarray:
+        """The content as plain numbers."""
+        return np.array([int(v) for v in self.sizes.reshape(-1)], self.dtype).reshape(self.shape)
+
+    def __repr__(self) -> str:
+        return f"{self.dtype.name}{list(self.shape)}=sizes"
+
+
 class Unknown(Exception):
     """A shape rule needs the content of an input that is not known when the plan is made."""
 

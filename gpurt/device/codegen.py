@@ -28,9 +28,11 @@ from gpurt.device.ops.expressions import (
     Site,
     register,
 )
+from gpurt.device.scalars import i64, u32
 from gpurt.device.steps import Step, collapse, eight_wide
 from gpurt.dtypes import kernel_name
 from gpurt.provider import Refused
+from gpurt.symbolic import key
 
 MOST_OPERANDS: Final = 48
 _BLOCK: Final = 256
@@ -145,7 +147,7 @@ class Kernel:
             for x in step.operands:
                 if isinstance(x, Ref):
                     # The same tensor may come as several Ref objects.
-                    x = seen.setdefault((id(x.operand), x.offset, x.dtype, x.shape), x)
+                    x = seen.setdefault((id(x.operand), key(x.offset), x.dtype, tuple(map(key, x.shape))), x)
                 refs.append(x if isinstance(x, Ref) else None)
                 args.append(None if x is None else names.get(id(x)) or f"x{len(names)}")
                 if isinstance(x, Ref):
@@ -268,8 +270,8 @@ class Kernel:
         """CPU class, everything dense: one loop."""
         (n,) = self._dims
         chunk = self._chunk(n)
-        params.add("const i64 n", np.int64(n))
-        params.add("const i64 chunk", np.int64(chunk))
+        params.add("const i64 n", i64(n))
+        params.add("const i64 chunk", i64(chunk))
         loads = [self._load(leaf, "i") for leaf in self._leaves.values() if not leaf.single]
         lines = [
             "const i64 begin = INDEX(0) * chunk;",
@@ -286,14 +288,14 @@ class Kernel:
         part = min(chunk, -(-inner // 8) * 8)
         per_item = max(chunk // inner, 1) if part >= inner else 1
         for name, value in (("rows", rows), ("inner", inner), ("part", part), ("per_item", per_item)):
-            params.add(f"const i64 {name}", np.int64(value))
+            params.add(f"const i64 {name}", i64(value))
         walked = [leaf for leaf in self._leaves.values() if not leaf.single]
         top = len(outer) - 1
         for d in range(1, len(outer)):
-            params.add(f"const i64 n{d}", np.int64(outer[d]))
+            params.add(f"const i64 n{d}", i64(outer[d]))
         for leaf in walked:
             for d in range(len(outer)):
-                params.add(f"const i64 {leaf.name}_s{d}", np.int64(leaf.strides[d]))
+                params.add(f"const i64 {leaf.name}_s{d}", i64(leaf.strides[d]))
         lines = [
             "const i64 parts = CEIL_DIV(inner, part);",
             "i64 row = INDEX(0) / parts * per_item;",
@@ -330,7 +332,7 @@ class Kernel:
         n = math.prod(self._dims)
         block = min(_BLOCK, self._c.info.max_group)
         wide = n >= 2**31 - _PER_ITEM * block
-        index, scalar = ("i64", np.int64) if wide else ("u32", np.uint32)
+        index, scalar = ("i64", i64) if wide else ("u32", u32)
         params.add(f"const {index} n", scalar(n))
         walked = [leaf for leaf in self._leaves.values() if not leaf.single]
         loads = []

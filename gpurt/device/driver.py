@@ -54,8 +54,11 @@ class Launcher(Protocol):
 
     def __call__(self, stream: Any) -> Any: ...
 
-    def set(self, position: int, arg: TensorArg) -> None:
-        """Replace a tensor argument; position counts tensors and scalars as one each."""
+    def set(self, position: int, arg: TensorArg | np.generic) -> None:
+        """Replace an argument by one of the same type; position counts tensors and scalars as one each."""
+
+    def resize(self, grid: tuple[int, int, int]) -> None:
+        """Launch so many groups from now on; 0 in any dimension launches nothing."""
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ from gpurt.device.codegen import Kernel, Leaf, Params, emit, scalar_load
 from gpurt.device.helpers import helper_text
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.expressions import register
+from gpurt.device.scalars import i64
 from gpurt.device.steps import Step, collapse, eight_wide
 from gpurt.device.table import Lower
 from gpurt.dtypes import kernel_name
@@ -111,7 +112,7 @@ class Epilogue(Kernel):
             ):
                 if needed:
                     name = f"{leaf.name}_{'dms'['/%*'.index(sign)]}{i}"
-                    params.add(f"const i64 {name}", np.int64(number))
+                    params.add(f"const i64 {name}", i64(number))
                     at = f"({at} {sign} {name})"
             terms.append(at)
         return " + ".join(terms) or "0"

@@ -24,6 +24,8 @@ class FusedUnit:
     that is seen when shapes are known, so grouping needs no shapes.
     """
 
+    symbolic = True
+
     def __init__(self, host: Host, nodes: Sequence[NodeView]) -> None:
         self._host = host
         self.nodes = nodes
@@ -65,6 +67,8 @@ class HeadedUnit:
     Where it cannot (other types, broadcasting that the product's kernel does not walk, a vendor's routine), they are a
     kernel of their own that works in place.
     """
+
+    symbolic = True
 
     def __init__(self, host: Host, head: NodeView, nodes: Sequence[NodeView]) -> None:
         self._host = host

@@ -11,11 +11,13 @@ import numpy as np
 
 import gpurt_kernels
 from gpurt.device.driver import DeviceInfo
+from gpurt.device.scalars import SizedScalar
 from gpurt.device.table import OpTable
 from gpurt.graph.view import NodeView, ValueView
 from gpurt.infer import infer
 from gpurt.provider import Operand, Refused
-from gpurt.spec import Spec, Unknown
+from gpurt.spec import SizedSpec, Spec, Unknown
+from gpurt.symbolic import NeedsNumbers, Size, pinned
 
 if TYPE_CHECKING:
     from gpurt.device.epilogue import Epilogue
@@ -56,7 +58,7 @@ class Launch:
 
     source: str
     entry: str
-    args: tuple[Ref | np.generic, ...]
+    args: tuple[Ref | np.generic | SizedScalar, ...]
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
 
@@ -138,8 +140,18 @@ class Lowering:
 
     def ints(self, position: int) -> list[int] | None:
         """Content of a small integer input as a flat list; None where it is left out."""
+        spec = self.specs[position] if position < len(self.specs) else None
+        if isinstance(spec, SizedSpec):
+            return list(spec.sizes.reshape(-1))
         array = self.const(position)
         return None if array is None else [int(v) for v in np.ravel(array)]
+
+    def number(self, position: int) -> Any:
+        """Content of an input of one number: a Python number, or a Size."""
+        spec = self.specs[position]
+        if isinstance(spec, SizedSpec):
+            return spec.sizes.reshape(())[()]
+        return np.asarray(self.const(position)).reshape(()).item()
 
     def temp(self, dtype: np.dtype, shape: Sequence[int]) -> Ref:
         """Workspace that lives as long as the unit's launches."""
@@ -149,6 +161,8 @@ class Lowering:
     def constant(self, array: np.ndarray) -> Ref:
         """Device memory with this content, stored once per content and shared by plans and sessions."""
         array = np.ascontiguousarray(array)
+        if array.dtype.kind == "O":  # sizes that something made an array of
+            raise NeedsNumbers(self.node.op)
         return Ref(Spec.of(array), Operand("const", array=array))
 
     def packed(self, position: int, tag: str, pack: Callable[[np.ndarray], np.ndarray]) -> Ref | None:
@@ -174,7 +188,8 @@ class Lowering:
         Args:
             source: a file of gpurt_kernels ("reduce.cl") or, when it contains a line break, the kernel text itself.
             entry: the kernel's name.
-            args: tensors and NumPy scalars (np.int32(n), np.float32(eps)) in the kernel's order.
+            args: tensors and NumPy scalars in the kernel's order; numbers that come from shapes as i32(n) and i64(n) of
+                gpurt.device.scalars, so that a plan for other sizes can set them again.
             grid: number of groups in up to three dimensions; nothing is launched when one of them is 0.
             block: items of a group; the kernel's KFN must state the same.
             types: role -> dtype, for type_macros: {"T": x.dtype}.
@@ -182,16 +197,21 @@ class Lowering:
         """
         body = source if "\n" in source else gpurt_kernels.text(source)
         text = self.program(body, types or {}, defines or {})
-        full_grid, full_block = _three(grid), _three(block)
+        full_grid, (one, two, three) = _three(grid), pinned(_three(block))
         if math.prod(full_grid) == 0:
             return
         for limit, n in zip((2**31 - 1, 65535, 65535), full_grid, strict=True):
             if n > limit:
                 raise Refused(f"{self.node.op}: a grid of {n} groups is over the limit {limit}")
-        self.emitted.launches.append(Launch(text, entry, tuple(args), full_grid, full_block))
+        self.emitted.launches.append(Launch(text, entry, tuple(args), full_grid, (one, two, three)))
 
     def call(self, name: str, fn: Callable[..., None], *args: Any) -> None:
         """Emit a call of a vendor library's routine; Refs become device pointers, the stream comes last."""
+        # The function may hold whatever it was made of, so no size may have been among that.
+        if any(isinstance(n, Size) for s in (*self.specs, *self.outs) if s is not None for n in s.shape):
+            raise NeedsNumbers(name)
+        if any(isinstance(s, SizedSpec) for s in self.specs):
+            raise NeedsNumbers(name)
         self.emitted.launches.append(Call(name, fn, args))
 
     def alias(self, output: int = 0, source: int = 0, offset: int = 0) -> None:
@@ -266,4 +286,5 @@ class Lowering:
 
 def _three(values: Sequence[int]) -> tuple[int, int, int]:
     filled = (*values, 1, 1, 1)[:3]
-    return int(filled[0]), int(filled[1]), int(filled[2])
+    one, two, three = (n if isinstance(n, Size) else int(n) for n in filled)
+    return one, two, three

@@ -11,6 +11,7 @@ import numpy as np
 
 from gpurt.device.driver import DeviceInfo, Driver, Launcher, TensorArg
 from gpurt.device.lowering import Call, Emitted, Launch, Lowering, Ref
+from gpurt.device.scalars import SizedScalar
 from gpurt.device.source import program_text
 from gpurt.device.table import OpTable
 from gpurt.device.weights import Constants
@@ -18,6 +19,7 @@ from gpurt.graph.view import NodeView
 from gpurt.infer import infer
 from gpurt.provider import BufferRef, Operand, Refused, UnitPlan
 from gpurt.spec import Spec
+from gpurt.symbolic import Size, plain
 
 
 class Host(Protocol):
@@ -63,6 +65,8 @@ def lowering_for(
 class KernelUnit:
     """One node on a kernel provider."""
 
+    symbolic = True
+
     def __init__(self, host: Host, node: NodeView) -> None:
         self._host = host
         self.nodes: Sequence[NodeView] = (node,)
@@ -103,15 +107,23 @@ def finish(
         program = host.program(item.source, name) if isinstance(item, Launch) else None
         items.append((item, program, [number(a.operand) if isinstance(a, Ref) else None for a in item.args]))
 
+    sizes = [x for item, _, _ in items for x in _sizes_of(item)]
     return UnitPlan(
         outputs=outs,
         operands=operands,
         aliases=emitted.aliases,
         inplace={**{o: (source,) for o, (source, _) in emitted.carried.items()}, **(inplace or {})},
         carried=emitted.carried,
-        bind=lambda refs: _Bound(host.driver, items, refs),
+        bind=lambda refs: _Bound(host.driver, items, refs, sizes),
         kernels=[item.entry if isinstance(item, Launch) else item.name for item, _, _ in items],
+        sizes=sizes,
     )
+
+
+def _sizes_of(item: Launch | Call) -> list[Size]:
+    """The sizes that a launch depends on: scalars, offsets of tensors, groups."""
+    found = [a.size if isinstance(a, SizedScalar) else a.offset if isinstance(a, Ref) else None for a in item.args]
+    return [x for x in (*found, *(item.grid if isinstance(item, Launch) else ())) if isinstance(x, Size)]
 
 
 class _Bound:
@@ -122,17 +134,29 @@ class _Bound:
         driver: Driver,
         items: Sequence[tuple[Launch | Call, Any, list[int | None]]],
         refs: Sequence[BufferRef],
+        sizes: Sequence[Size],
     ) -> None:
+        self._refs = list(refs)
+        # What is set again when sizes change: for each size a function of its value.
+        self._setters: list[Callable[[int], None]] = []
+        self._values = [s.value for s in sizes]
         self.steps: list[Callable[[Any], None]] = []
+        self._offsets: dict[tuple[int, int], int] = {}  # of tensors that begin where a size says
         self._where: dict[int, list[tuple[Launcher | _BoundCall, int, Ref]]] = {}
         for item, program, numbers in items:
             args = [
-                _tensor(refs[n], a) if n is not None and isinstance(a, Ref) else a
+                _tensor(refs[n], a)
+                if n is not None and isinstance(a, Ref)
+                else a.kind(a.size.value)
+                if isinstance(a, SizedScalar)
+                else a
                 for n, a in zip(numbers, item.args, strict=True)
             ]
             step: Launcher | _BoundCall
             if isinstance(item, Launch):
-                step = driver.prepare(program, item.entry, args, item.grid, item.block)  # type: ignore[arg-type]
+                grid = tuple(plain(n) for n in item.grid)
+                step = driver.prepare(program, item.entry, args, grid, item.block)  # type: ignore[arg-type]
+                self._collect(step, item, numbers)
             else:
                 step = _BoundCall(item.fn, args)
             self.steps.append(step)
@@ -140,10 +164,40 @@ class _Bound:
                 if n is not None and isinstance(a, Ref):
                     self._where.setdefault(n, []).append((step, position, a))
 
+    def _collect(self, step: Launcher, item: Launch, numbers: Sequence[int | None]) -> None:
+        """Setters in the order of _sizes_of."""
+        for position, (n, a) in enumerate(zip(numbers, item.args, strict=True)):
+            if isinstance(a, SizedScalar):
+                self._setters.append(partial(_set_scalar, step, position, a.kind))
+            elif n is not None and isinstance(a, Ref) and isinstance(a.offset, Size):
+                self._setters.append(self._mover(step, position, n, a))
+        grid = [plain(n) for n in item.grid]
+        for axis, groups in enumerate(item.grid):
+            if isinstance(groups, Size):
+                self._setters.append(partial(_set_grid, step, grid, axis))
+
+    def _mover(self, step: Launcher, position: int, operand: int, arg: Ref) -> Callable[[int], None]:
+        self._offsets[id(step), position] = plain(arg.offset)
+
+        def move(offset: int) -> None:
+            self._offsets[id(step), position] = offset
+            step.set(position, _tensor(self._refs[operand], arg, offset))
+
+        return move
+
+    def resize(self, values: Sequence[int]) -> None:
+        """Set what depends on sizes again where they are others than before."""
+        old = self._values
+        for i, value in enumerate(values):
+            if value != old[i]:
+                self._setters[i](value)
+        self._values = list(values)
+
     def rebind(self, operand: int, ref: BufferRef) -> None:
         """Point an operand at other memory in every launch that uses it."""
+        self._refs[operand] = ref
         for step, position, arg in self._where.get(operand, ()):
-            step.set(position, _tensor(ref, arg))
+            step.set(position, _tensor(ref, arg, self._offsets.get((id(step), position))))
 
 
 @dataclass(slots=True)
@@ -158,7 +212,16 @@ class _BoundCall:
         self.args[position] = arg
 
 
-def _tensor(ref: BufferRef, arg: Ref) -> TensorArg:
+def _set_scalar(step: Launcher, position: int, kind: Callable[[int], np.generic], value: int) -> None:
+    step.set(position, kind(value))
+
+
+def _set_grid(step: Launcher, grid: list[int], axis: int, groups: int) -> None:
+    grid[axis] = groups
+    step.resize((grid[0], grid[1], grid[2]))
+
+
+def _tensor(ref: BufferRef, arg: Ref, offset: int | None = None) -> TensorArg:
     itemsize = np.dtype(arg.dtype).itemsize
-    shift = arg.offset * itemsize
+    shift = (plain(arg.offset) if offset is None else offset) * itemsize
     return TensorArg(BufferRef(ref.buffer, ref.offset + shift, ref.nbytes - shift), itemsize)

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpurt.dtypes import from_onnx
 from gpurt.graph.view import NodeView
-from gpurt.spec import Spec, Unknown
+from gpurt.spec import SizedSpec, Spec, Unknown
 
 Inputs = Sequence[Spec | None]
 
@@ -46,6 +46,8 @@ def ints(node: NodeView, inputs: Inputs, index: int, name: str) -> tuple[int, ..
     spec = need(node, inputs, index)
     if spec.size == 0:  # an empty list has no content to wait for
         return ()
+    if isinstance(spec, SizedSpec):
+        return tuple(spec.sizes.reshape(-1))
     return tuple(int(v) for v in content(node, inputs, index, name).reshape(-1))
 
 
@@ -55,6 +57,15 @@ def integer(node: NodeView, inputs: Inputs, index: int, name: str) -> int:
     if len(values) != 1:
         raise ValueError(f"{node.op}: input {name} has {len(values)} elements, one is expected")
     return values[0]
+
+
+def number(node: NodeView, inputs: Inputs, index: int, name: str) -> float:
+    """Content of a required input of one number, which may be a symbolic size. Raises Unknown as :func:`content`."""
+    spec = need(node, inputs, index)
+    if isinstance(spec, SizedSpec):
+        size: float = spec.sizes.item()
+        return size
+    return content(node, inputs, index, name).reshape(()).item()  # type: ignore[no-any-return]
 
 
 def like(spec: Spec, shape: Iterable[int] | None = None, dtype: np.dtype | None = None) -> Spec:

@@ -17,6 +17,7 @@ from gpurt.infer import infer
 from gpurt.partitioner.result import CompiledGraph, ControlItem, UnitItem
 from gpurt.plan.delivery import Delivery
 from gpurt.plan.destination import Target
+from gpurt.plan.sizes import fold_sizes, known_content, sized
 from gpurt.plan.steps import (
     DeviceStep,
     Draft,
@@ -30,8 +31,10 @@ from gpurt.plan.steps import (
     ViewStep,
     WriteStep,
 )
+from gpurt.plan.unit_plans import UnitPlans
 from gpurt.provider import DeviceUnit, HostUnit, Operand, Refused
-from gpurt.spec import Spec, Unknown
+from gpurt.spec import SizedSpec, Spec, Unknown
+from gpurt.symbolic import NeedsNumbers, plain
 
 FOLD_BYTES: Final = 1 << 20  # larger constants of a plan would cost more to keep than to compute
 KEYED_ELEMENTS: Final = 256  # host values up to this size can be part of a plan's key
@@ -51,6 +54,13 @@ class Planning(Protocol):
 
     def fallback(self, item: UnitItem, reason: str) -> Sequence[UnitItem]:
         """Units of the next providers for a unit that was refused; raises NotImplemented if there is none."""
+
+    @property
+    def unit_plans(self) -> UnitPlans:
+        """What units planned before."""
+
+    def handed_on(self, item: UnitItem) -> bool:
+        """Whether fallback was asked about this unit before."""
 
 
 class _Cut(Exception):
@@ -74,6 +84,7 @@ class Builder(Delivery):
         self._slotted = slotted  # entry values copied into slots of the plan, instead of memory of their own
         self._devices = devices
         self._shared = shared  # spaces whose devices compute in the host's memory
+        self._symbolic = any(map(sized, held.values()))
         self._lasting: set[Slot] = set()
         self._busy: set[int] = set()  # spaces whose queue may still work for this plan
         self._moved: dict[str, Slot] = {}
@@ -180,14 +191,21 @@ class Builder(Delivery):
         try:
             self._device_unit(unit, space)  # type: ignore[arg-type]
         except Refused as refusal:
+            self._ordinary(item)
             for replacement in self._planning.fallback(item, refusal.reason):
                 self._unit(replacement)
         except Unknown as unknown:
             if self._steps:
                 raise _Cut from unknown
+            self._ordinary(item)
             # Nothing came before: the content is too large for a key, or the shape depends on data.
             for replacement in self._planning.fallback(item, unknown.reason):
                 self._unit(replacement)
+
+    def _ordinary(self, item: UnitItem) -> None:
+        """A walk over sizes hands on only what a walk over numbers has handed on already."""
+        if self._symbolic and not self._planning.handed_on(item):
+            raise NeedsNumbers(item.unit.nodes[0].op_type)
 
     def _host_unit(self, unit: HostUnit) -> None:
         ins = [-1 if name is None else self._on_host(name, f"read by {unit.nodes[0].op_type}") for name in unit.inputs]
@@ -232,7 +250,7 @@ class Builder(Delivery):
             if name is not None and spec is None:
                 raise Unknown(f"the shape of {name!r} is known when the model runs")
             specs.append(spec)
-        plan = unit.plan(specs)
+        plan = self._planning.unit_plans.plan(unit, specs)
         name_of = unit.inputs
         step = len(self._steps)
         outs: list[Slot] = []
@@ -243,7 +261,7 @@ class Builder(Delivery):
                 source_name = name_of[source]
                 assert source_name is not None, "an alias of an input that is left out"
                 slot.parent = self._on_device(source_name, space, f"read by {unit.nodes[0].op_type}")
-                slot.shift = offset
+                slot.shift = int(offset)
             else:
                 self._slots.append(slot)
             outs.append(slot)
@@ -281,10 +299,16 @@ class Builder(Delivery):
             specs: list[Spec | None] = []
             for value in node.inputs:
                 spec = None if value is None else found.get(value.name) or self._places[value.name].spec
-                known = value is None or (spec is not None and spec.const is not None)
+                known = value is None or known_content(spec)
                 if not known and (node.op_type not in ("Shape", "Size") or spec is None):
                     return False
                 specs.append(spec)
+            if any(map(sized, specs)):
+                followed = fold_sizes(node, specs)
+                if followed is None:
+                    return False
+                found.update((v.name, s) for v, s in zip(node.outputs, followed, strict=False) if v is not None)
+                continue
             try:
                 outs: Sequence[Spec] = infer(node, specs)
             except (Unknown, ValueError):
@@ -334,7 +358,8 @@ class Builder(Delivery):
                 place.pending = space
             else:
                 assert place.spec is not None, f"{name} is nowhere"
-                self._preset.append((place.register, place.spec.const))
+                content = place.spec if isinstance(place.spec, SizedSpec) else place.spec.const
+                self._preset.append((place.register, content))
         if cause and place.slots:
             self._copy(name, 0, cause)
         return place.register
@@ -347,7 +372,7 @@ class Builder(Delivery):
             return slot
         spec = place.spec
         assert spec is not None, f"{name} has no shape"
-        if spec.const is not None and place.register is None:
+        if not isinstance(spec, SizedSpec) and spec.const is not None and place.register is None:
             slot = Slot(space, spec.nbytes, bound=spec.const)
         elif place.entry and place.entry not in self._slotted:
             slot = Slot(space, spec.nbytes, name=place.entry)
@@ -385,4 +410,6 @@ class Builder(Delivery):
             return  # one memory
         place.copied |= {target}
         source, to = self._devices[place.home], self._devices[target]
-        self._copies.append({"value": name, "from": source, "to": to, "bytes": place.spec.nbytes, "cause": cause})
+        self._copies.append(
+            {"value": name, "from": source, "to": to, "bytes": plain(place.spec.nbytes), "cause": cause}
+        )

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 
 from gpurt.plan.destination import LEAVE, Target
+from gpurt.plan.sizes import known_content
 from gpurt.plan.steps import CopyStep, DeviceStep, HostStep, Place, Slot, Step, StoreStep, WriteStep
 from gpurt.provider import ContinuingUnit
 
@@ -60,7 +61,7 @@ class Delivery(ABC):
                 place = Place(place.spec)
             elif target.space == 0:
                 self._on_host(name, "graph output")
-            elif place.spec is not None and place.spec.const is not None and place.register is None:
+            elif known_content(place.spec) and place.register is None:
                 self._on_host(name, "")
             if place.entry != name or final:  # what was held before stays held
                 outputs.append((name, place))

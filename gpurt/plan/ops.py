@@ -56,12 +56,12 @@ def copy(
     return op
 
 
-def read(step: ReadStep, ref: Callable[[Run, Mapping[str, Held]], BufferRef]) -> Op:
+def read(step: ReadStep, ref: Callable[[Run, Mapping[str, Held]], BufferRef], concrete: Callable[[Spec], Spec]) -> Op:
     """Copy a device's memory to the host; complete after the next synchronize."""
-    register, spec, space = step.register, step.spec, step.slot.space
+    register, space = step.register, step.slot.space
 
     def op(run: Run, registers: list[Any]) -> None:
-        array = aligned_empty(spec) if registers[register] is None else registers[register]
+        array = aligned_empty(concrete(step.spec)) if registers[register] is None else registers[register]
         run.keep(run.memory(space).read(array, ref(run, {}), run.stream(space)))
         registers[register] = array
 
@@ -79,14 +79,20 @@ def store(step: StoreStep, memory: DeviceMemory, ref: BufferRef) -> Op:
     return op
 
 
-def view(step: ViewStep, ref: Callable[[Run, Mapping[str, Held]], BufferRef], mapped: dict[int, np.ndarray]) -> Op:
+def view(
+    step: ViewStep,
+    ref: Callable[[Run, Mapping[str, Held]], BufferRef],
+    mapped: dict[int, np.ndarray],
+    concrete: Callable[[Spec], Spec],
+) -> Op:
     """See memory that the host and a device share as an array."""
-    register, spec, space = step.register, step.spec, step.slot.space
+    register, space = step.register, step.slot.space
 
     def op(run: Run, registers: list[Any]) -> None:
         whole = run.memory(space).view(ref(run, {}))
         base = _root(whole)
         mapped[id(base)] = base
+        spec = concrete(step.spec)
         seen = whole[: spec.nbytes].view(spec.dtype).reshape(spec.shape)
         seen.flags.writeable = False
         registers[register] = seen

@@ -9,6 +9,7 @@ from gpurt.errors import OutOfMemory
 from gpurt.memory.offsets import Lifetime, assign, lower_bound, rounded
 from gpurt.plan.delivery import carried
 from gpurt.plan.destination import Destination
+from gpurt.plan.sizes import Sizing
 from gpurt.plan.state import Constants, PlanState
 from gpurt.plan.steps import DeviceStep, Draft, Slot, StoreStep
 from gpurt.plan.values import Held, Run
@@ -18,12 +19,14 @@ from gpurt.provider import DeviceMemory
 class Plan:
     """Immutable: steps, slots with offsets, blocks by space."""
 
-    def __init__(self, draft: Draft, memories: Sequence[DeviceMemory | None]) -> None:
+    def __init__(self, draft: Draft, memories: Sequence[DeviceMemory | None], sizing: Sizing | None = None) -> None:
         self.end = draft.end
         self.copies = draft.copies
         self._draft = draft
         self._memories = memories
-        self._merge_in_place()
+        self._sizing = sizing
+        if sizing is None:  # else it was done while sizes could still leave guards
+            merge_in_place(draft)
         self._places: dict[Slot, tuple[int, int]] = {}
         self.blocks: dict[int, Sequence[int]] = {}
         self.lower_bounds: dict[int, int] = {}
@@ -52,34 +55,13 @@ class Plan:
         # The last reader of what a plan yielded may be the garbage collector's, in the midst of a call on this plan.
         self._lock = threading.RLock()
 
-    def _merge_in_place(self) -> None:
-        """Let outputs take the memory of inputs that nobody reads later, where the unit allows it."""
-        for number, step in enumerate(self._draft.steps):
-            if not isinstance(step, DeviceStep):
-                continue
-            by_key = {(o.kind, o.index): s for o, s in zip(step.plan.operands, step.slots, strict=True)}
-            for out, candidates in step.plan.inplace.items():
-                target = by_key.get(("out", out))
-                if target is None or target.parent is not None or target.target:
-                    continue
-                for position in candidates:
-                    source = by_key.get(("in", position))
-                    root, shift = source.root() if source is not None else (target, 0)
-                    if root is target or root.name or root.bound is not None or root.last != number:
-                        continue
-                    shared = (s for s in step.slots if s is not source and s.root()[0] is root)
-                    if any(s.root()[1] or s.nbytes != root.nbytes for s in shared):
-                        continue  # another operand is a part of the same memory: it is read after this is written
-                    skip = carried(step, out, position)
-                    if skip and sum(s.root()[0] is root for s in step.slots) > 1:
-                        continue  # the input is read in other places than those that are written
-                    if shift == 0 and root.nbytes == target.nbytes and root.first < number:
-                        target.parent, target.shift = root, 0
-                        root.last = max(root.last, target.last)
-                        step.skip |= skip
-                        break
-
-    def execute(self, run: Run, env: dict[str, Held], destinations: Mapping[str, Destination]) -> None:
+    def execute(
+        self,
+        run: Run,
+        env: dict[str, Held],
+        destinations: Mapping[str, Destination],
+        symbols: tuple[int, ...] = (),
+    ) -> None:
         """Replay over the held values of env; what later steps need is put back into it.
 
         Raises InvalidArgument, before anything is launched, if an output does not fit into its destination.
@@ -93,6 +75,7 @@ class Plan:
         run.usage.begin(self.sizes, self.lower_bounds)
         lease = run.lease(lambda: self._give_back(state, run))
         try:
+            state.resize(symbols)
             state.execute(run, env, destinations, lease)
         finally:
             run.usage.yielded(self.yields)
@@ -120,7 +103,17 @@ class Plan:
 
     def _state(self, run: Run, env: Mapping[str, Held], destinations: Mapping[str, Destination]) -> PlanState:
         """A new state; where memory is short, idle states of all plans make room first."""
-        args = (self._draft, self._places, self.blocks, self._memories, self._constants, run, env, destinations)
+        args = (
+            self._draft,
+            self._places,
+            self.blocks,
+            self._memories,
+            self._constants,
+            run,
+            env,
+            destinations,
+            self._sizing,
+        )
         with run.span("Session", "bind", {}):
             try:
                 state = PlanState(*args)
@@ -156,3 +149,31 @@ class Plan:
             self._pool.append(state)
         if self._retired:
             self.trim()
+
+
+def merge_in_place(draft: Draft) -> None:
+    """Let outputs take the memory of inputs that nobody reads later, where the unit allows it."""
+    for number, step in enumerate(draft.steps):
+        if not isinstance(step, DeviceStep):
+            continue
+        by_key = {(o.kind, o.index): s for o, s in zip(step.plan.operands, step.slots, strict=True)}
+        for out, candidates in step.plan.inplace.items():
+            target = by_key.get(("out", out))
+            if target is None or target.parent is not None or target.target:
+                continue
+            for position in candidates:
+                source = by_key.get(("in", position))
+                root, shift = source.root() if source is not None else (target, 0)
+                if root is target or root.name or root.bound is not None or root.last != number:
+                    continue
+                shared = (s for s in step.slots if s is not source and s.root()[0] is root)
+                if any(s.root()[1] or s.nbytes != root.nbytes for s in shared):
+                    continue  # another operand is a part of the same memory: it is read after this is written
+                skip = carried(step, out, position)
+                if skip and sum(s.root()[0] is root for s in step.slots) > 1:
+                    continue  # the input is read in other places than those that are written
+                if shift == 0 and root.nbytes == target.nbytes and root.first < number:
+                    target.parent, target.shift = root, 0
+                    root.last = max(root.last, target.last)
+                    step.skip |= skip
+                    break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from time import perf_counter_ns
 from typing import Any, Final, Protocol
@@ -15,12 +15,21 @@ from gpurt.plan.builder import KEYED_ELEMENTS, Builder, Planning
 from gpurt.plan.cache import PlanCache, Point
 from gpurt.plan.destination import Destination, Target
 from gpurt.plan.plan import Plan
+from gpurt.plan.steps import Draft
+from gpurt.plan.template import Template, make_template, varying
 from gpurt.plan.values import MISSING, Held, Run
 from gpurt.provider import DeviceMemory
 from gpurt.spec import Spec
 
 logger = logs.get(__name__)
 NOWHERE: Final[Mapping[str, Destination]] = {}
+
+
+MOST_TEMPLATES: Final = 8
+"""Templates kept for each position; the one that has not served for longest goes first."""
+
+MOST_ATTEMPTS: Final = 4
+"""Walks with symbolic sizes that may come to nothing at a position before it has ordinary plans only."""
 
 
 class Site(Planning, Protocol):
@@ -57,6 +66,9 @@ class GraphRunner:
         direct = {v.name for i in graph.items if isinstance(i, ControlItem) for v in i.node.inputs if v is not None}
         self._constants = {n: a for n, a in graph.constants.items() if n in direct}
         self._points: list[Point] = [site.plans.point() for _ in range(len(graph.items) + 1)]
+        self._templates: list[list[Template]] = [[] for _ in self._points]  # the last one that served is the last
+        self._latest: dict[int, Sequence[Any]] = {}  # signatures that plans or templates were made for
+        self._attempts = [0] * len(self._points)  # walks for templates that came to nothing, by position
 
     def run(self, run: Run, env: dict[str, Held], destinations: Mapping[str, Destination] = NOWHERE) -> list[Held]:
         """Run with the graph's inputs and captures in env; env gains what the plans yield.
@@ -68,7 +80,8 @@ class GraphRunner:
         for name, constant in self._constants.items():
             env.setdefault(name, Held(constant))
         if not items:
-            self._plan(0, env, run, destinations).execute(run, env, destinations)
+            plan, symbols = self._plan(0, env, run, destinations)
+            plan.execute(run, env, destinations, symbols)
         while position < len(items):
             item = items[position]
             if isinstance(item, ControlItem) and not self._can_inline(item, env, run):
@@ -78,12 +91,13 @@ class GraphRunner:
                     execute(self._site, item, run, env)
                 position += 1
                 if position == len(items):  # outputs that control flow yields need no plan but for reaching the host
-                    self._plan(position, env, run, destinations).execute(run, env, destinations)
+                    plan, symbols = self._plan(position, env, run, destinations)
+                    plan.execute(run, env, destinations, symbols)
                 continue
-            plan = self._plan(position, env, run, destinations)
+            plan, symbols = self._plan(position, env, run, destinations)
             if plan.end == position:
                 continue  # an If that turned out not to be inlined
-            plan.execute(run, env, destinations)
+            plan.execute(run, env, destinations, symbols)
             position = plan.end
         return [env[name] for name in self.graph.outputs]
 
@@ -99,8 +113,10 @@ class GraphRunner:
         held = env.get(condition.name)
         return held is None or isinstance(held.on_host(run), np.ndarray)
 
-    def _plan(self, position: int, env: Mapping[str, Held], run: Run, destinations: Mapping[str, Destination]) -> Plan:
-        """The plan for the values in env from an item on, made if there is none yet."""
+    def _plan(
+        self, position: int, env: Mapping[str, Held], run: Run, destinations: Mapping[str, Destination]
+    ) -> tuple[Plan, tuple[int, ...]]:
+        """The plan for the values in env from an item on, made if there is none yet; a template's symbols' values."""
         needs = self.graph.needs[position]
         key: list[Any] = []
         specs: dict[str, Spec | None] = {}
@@ -128,18 +144,30 @@ class GraphRunner:
         point = self._points[position]
         plan = point.get(signature)
         if plan is not None:
-            return plan
+            return plan, ()
         with self._site.building:
             plan = point.get(signature)  # another thread may have made it meanwhile
             if plan is not None:
-                return plan
+                return plan, ()
+            served = self._served(position, signature)
+            if served is not None:
+                return served
             start = perf_counter_ns()
             known = {n: _kept(s) for n, s in specs.items()}
             # What the host has is copied into the plan's own memory; what is on a device is used where it is.
             slotted = frozenset(n for n in self.graph.inputs if n in env and env[n].host is not MISSING)
             shared = frozenset(i for i, m in enumerate(self._site.memories) if m is not None and m.shares_host)
-            builder = Builder(self._site, self.graph, known, slotted, self._site.devices, shared)
-            draft = builder.build(position, targets)
+
+            def walk(entries: Mapping[str, Spec | None]) -> Draft:
+                builder = Builder(self._site, self.graph, entries, slotted, self._site.devices, shared)
+                return builder.build(position, targets)
+
+            # Memory from outside is copied by sizes that a plan fixes: such plans serve one size.
+            if not destinations and self._template(position, signature, known, walk):
+                served = self._served(position, signature)
+                if served is not None:
+                    return served
+            draft = walk(known)
             plan = Plan(draft, self._site.memories)
             self._site.planned(self.graph, plan)
             point.add(signature, plan)
@@ -152,7 +180,60 @@ class GraphRunner:
             if run.trace is not None:
                 args = {"graph": self.graph.name, "inputs": about, "steps": len(draft.steps), "bytes": plan.nbytes}
                 run.trace.host("Session", "plan", start, args)
-            return plan
+            return plan, ()
+
+    def _served(self, position: int, signature: Sequence[Any]) -> tuple[Plan, tuple[int, ...]] | None:
+        """A template's plan and its symbols' values for a signature."""
+        templates = self._templates[position]
+        for number in reversed(range(len(templates))):
+            symbols = templates[number].match(signature)
+            if symbols is not None:
+                if self._points[position].get(templates[number]) is None:  # the cache let go of its plan
+                    templates.pop(number)
+                    continue
+                templates.append(templates.pop(number))
+                plan = templates[-1].plan
+                logger.debug(
+                    "planned %s from item %d to %d by a template, sizes %s",
+                    self.graph.name,
+                    position,
+                    plan.end,
+                    symbols,
+                )
+                return plan, symbols
+        return None
+
+    def _template(
+        self,
+        position: int,
+        signature: Sequence[Any],
+        specs: Mapping[str, Spec | None],
+        walk: Callable[[Mapping[str, Spec | None]], Draft],
+    ) -> bool:
+        """Make a template of this signature and the latest that differs from it in sizes alone."""
+        if self._attempts[position] >= MOST_ATTEMPTS:
+            return False
+        latest = self._latest.get(position)
+        self._latest[position] = signature
+        if latest is None or not varying(latest, signature):
+            return False
+        try:
+            template = make_template(
+                latest, signature, specs, walk, self._site.memories, bool(self._templates[position])
+            )
+        except Exception as e:  # noqa: BLE001 - whatever code that expects numbers makes of sizes; a plan serves
+            logger.debug("%s: no template from item %d on: %s", self.graph.name, position, e)
+            template = None
+        if template is None:
+            self._attempts[position] += 1
+            return False
+        self._attempts[position] = 0
+        self._site.planned(self.graph, template.plan)
+        templates = self._templates[position]
+        templates.append(template)
+        self._points[position].add(template, template.plan)
+        del templates[:-MOST_TEMPLATES]
+        return True
 
 
 def _about(item: ControlItem) -> dict[str, Any]:

@@ -12,9 +12,11 @@ import numpy as np
 from gpurt.plan import ops
 from gpurt.plan.destination import Destination
 from gpurt.plan.replay import BoundStep, Op, Variant, plain
+from gpurt.plan.sizes import Sizing
 from gpurt.plan.steps import CopyStep, DeviceStep, Draft, HostStep, ReadStep, Slot, StoreStep, ViewStep, WriteStep
 from gpurt.plan.values import DeviceTensor, Held, Lease, Run
 from gpurt.provider import Bound, BufferRef, DeviceMemory
+from gpurt.spec import SizedSpec, Spec
 from gpurt.tensor.storage import same_place
 
 Constants = dict[tuple[int, int], BufferRef]
@@ -37,8 +39,15 @@ class PlanState:
         run: Run,
         env: Mapping[str, Held],
         destinations: Mapping[str, Destination],
+        sizing: Sizing | None = None,
     ) -> None:
         self._draft = draft
+        self._sizing = sizing
+        self._symbols: tuple[int, ...] = ()
+        self._values: list[Sequence[int]] = [()]  # of all sizes of a template, for the symbols that were set last
+        self._preset = draft.preset
+        self._resizable: list[tuple[Bound, list[int]]] = []
+        self._concrete = partial(_concrete, sizing, self._values)
         self._places = places
         self._memories = memories
         self._constants = constants
@@ -80,6 +89,7 @@ class PlanState:
         """Give the blocks back, after the kernels that are bound to them."""
         self._steps, self._ops = [], []
         self._variants.clear()
+        self._resizable.clear()
         self._foreign.clear()
         self._current.clear()
         for free in self._frees:
@@ -135,6 +145,8 @@ class PlanState:
                 assert step.plan.bind is not None, "a plan with operands has something to bind"
                 bound = step.plan.bind([self._ref(s, run, env) for s in step.slots])
                 steps.append((step, [s for i, s in enumerate(bound.steps) if i not in step.skip]))
+                if step.plan.sizes and self._sizing is not None:
+                    self._resizable.append((bound, self._sizing.where(step.plan.sizes)))
                 for operand, slot in enumerate(step.slots):
                     self._note_foreign(slot).append((bound, operand, slot.root()[1], slot.nbytes))
             elif isinstance(step, HostStep):
@@ -143,7 +155,7 @@ class PlanState:
                 steps.append((step, ops.store(step, self._memory(step.slot.space), self._ref(step.slot, run, env))))
             elif isinstance(step, ViewStep):
                 self._note_foreign(step.slot)
-                steps.append((step, ops.view(step, partial(ref, step.slot), self._mapped)))
+                steps.append((step, ops.view(step, partial(ref, step.slot), self._mapped, self._concrete)))
             elif isinstance(step, WriteStep):
                 self._note_foreign(step.slot)
                 steps.append((step, ops.write(step, partial(ref, step.slot))))
@@ -153,7 +165,7 @@ class PlanState:
                 steps.append((step, ops.copy(step, partial(ref, step.source), partial(ref, step.slot))))
             elif isinstance(step, ReadStep):
                 self._note_foreign(step.slot)
-                steps.append((step, ops.read(step, partial(ref, step.slot))))
+                steps.append((step, ops.read(step, partial(ref, step.slot), self._concrete)))
             else:
                 steps.append((step, ops.synchronize(step.space)))
         return steps
@@ -164,6 +176,19 @@ class PlanState:
             self._variants[variant] = variant(self._steps)
         return self._variants[variant]
 
+    def resize(self, symbols: tuple[int, ...]) -> None:
+        """Set what depends on a template's symbols."""
+        sizing = self._sizing
+        if sizing is None or symbols == self._symbols:
+            return
+        values = self._values[0] = sizing.expressions.values(symbols)
+        self._symbols = symbols
+        for bound, where in self._resizable:
+            bound.resize([values[i] for i in where])
+        self._preset = [
+            (r, sizing.content(v, values) if isinstance(v, SizedSpec) else v) for r, v in self._draft.preset
+        ]
+
     def execute(self, run: Run, env: dict[str, Held], destinations: Mapping[str, Destination], lease: Lease) -> None:
         """Run all steps, then put the plan's outputs into env."""
         for key, places in self._foreign.items():
@@ -173,7 +198,7 @@ class PlanState:
                 for bound, operand, shift, nbytes in places:
                     bound.rebind(operand, BufferRef(ref.buffer, ref.offset + shift, nbytes))
         registers: list[Any] = [None] * self._draft.registers
-        for register, value in self._draft.preset:
+        for register, value in self._preset:
             registers[register] = value
         for name, register in self._draft.entries:
             registers[register] = env[name].on_host(run)
@@ -185,7 +210,7 @@ class PlanState:
             if place.entry and place.entry in env:
                 env[name] = env[place.entry]
                 continue
-            held = Held(spec=place.spec)
+            held = Held(spec=None if place.spec is None else self._concrete(place.spec))
             if name in self._draft.targets:
                 destination = destinations[name]
                 if destination.array is not None:
@@ -214,9 +239,14 @@ class PlanState:
             if destination is None:
                 continue
             if place.spec is not None:
-                destination.check(name, place.spec)
+                destination.check(name, self._concrete(place.spec))
             array, register = destination.array, place.register
             if array is None or register is None or registers[register] is not None:
                 continue
             if register in made or (register in reads and destination.target.direct):
                 registers[register] = array
+
+
+def _concrete(sizing: Sizing | None, values: Sequence[Sequence[int]], spec: Spec) -> Spec:
+    """A spec with the numbers of this run."""
+    return spec if sizing is None else sizing.spec(spec, values[0])

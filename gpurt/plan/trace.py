@@ -23,6 +23,7 @@ from gpurt.plan.values import Run
 from gpurt.provider import HOST, BufferRef, DeviceMemory, DeviceTimer
 from gpurt.provider import Step as Launch
 from gpurt.spec import Spec
+from gpurt.symbolic import plain
 
 Args = Mapping[str, Any]
 
@@ -293,7 +294,7 @@ def _spec(value: Any) -> Spec | None:
 
 def _shapes(specs: Sequence[Spec | None]) -> list[dict[str, list[int]]]:
     """As ONNX Runtime: ``[{"float": [2, 3]}, ...]``, without what is no tensor or left out."""
-    return [{dtypes.onnx_name(s.dtype): list(s.shape)} for s in specs if s is not None]
+    return [{dtypes.onnx_name(s.dtype): [plain(n) for n in s.shape]} for s in specs if s is not None]
 
 
 def _sizes(

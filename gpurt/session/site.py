@@ -17,6 +17,7 @@ from gpurt.plan.plan import Plan
 from gpurt.plan.replay import watched
 from gpurt.plan.runner import GraphRunner
 from gpurt.plan.trace import Trace, traced
+from gpurt.plan.unit_plans import UnitPlans
 from gpurt.plan.usage import Usage
 from gpurt.plan.values import Run
 from gpurt.provider import HOST, DeviceMemory, HostUnit, Provider
@@ -58,6 +59,7 @@ class Site:
         self._fallbacks: dict[int, Sequence[UnitItem]] = {}
         self._items: list[UnitItem] = []
         self._idle: list[dict[int, Any]] = []
+        self.unit_plans = UnitPlans()
         self.copies: dict[str, Mapping[str, Any]] = {}
         numbers = {HOST: 0}
         for provider in providers:
@@ -77,6 +79,10 @@ class Site:
     def evaluate(self, node: NodeView, inputs: Sequence[Any]) -> Sequence[Any] | None:
         """Compute a node on the host now."""
         return self._evaluator(node, inputs)
+
+    def handed_on(self, item: UnitItem) -> bool:
+        """Whether there are units in place of this one already."""
+        return id(item) in self._fallbacks
 
     def fallback(self, item: UnitItem, reason: str) -> Sequence[UnitItem]:
         """Units that take the place of a refused one; made once, with the first reason."""

@@ -123,9 +123,13 @@ class NullLauncher:
         self._driver, self._program, self._entry = driver, program, entry
         self._args, self._grid, self._block = list(args), grid, block
 
-    def set(self, position: int, arg: TensorArg) -> None:
-        """Replace a tensor argument."""
+    def set(self, position: int, arg: TensorArg | np.generic) -> None:
+        """Replace an argument."""
         self._args[position] = arg
+
+    def resize(self, grid: tuple[int, int, int]) -> None:
+        """Launch so many groups from now on."""
+        self._grid = grid
 
     def __call__(self, stream: NullStream) -> None:
         args = tuple((a.ref.buffer, a.ref.offset) if isinstance(a, TensorArg) else a for a in self._args)

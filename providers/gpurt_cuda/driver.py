@@ -205,17 +205,21 @@ class CudaLauncher:
         slot = 0
         for position, arg in enumerate(args):
             self._slots.append(slot)
-            if isinstance(arg, TensorArg):
-                self.set(position, arg)
-                slot += 2
-            else:
-                raw = np.frombuffer(arg.tobytes(), np.uint8)
-                self._values[slot : slot + 1].view(np.uint8)[: raw.size] = raw
-                slot += 1
+            self.set(position, arg)
+            slot += 2 if isinstance(arg, TensorArg) else 1
 
-    def set(self, position: int, arg: TensorArg) -> None:
-        """Set a tensor argument. The address includes the offset, so the kernel's own offset stays 0."""
-        self._values[self._slots[position]] = arg.ref.buffer + arg.ref.offset
+    def set(self, position: int, arg: TensorArg | np.generic) -> None:
+        """Set an argument. A tensor's address includes the offset, so the kernel's own offset stays 0."""
+        slot = self._slots[position]
+        if isinstance(arg, TensorArg):
+            self._values[slot] = arg.ref.buffer + arg.ref.offset
+            return
+        raw = np.frombuffer(arg.tobytes(), np.uint8)
+        self._values[slot : slot + 1].view(np.uint8)[: raw.size] = raw
+
+    def resize(self, grid: tuple[int, int, int]) -> None:
+        """See Launcher."""
+        self._grid = grid
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -163,7 +163,7 @@ class OpenCLDriver:
 class OpenCLLauncher:
     """A bound kernel; a call costs one or two microseconds on the host."""
 
-    __slots__ = ("_global", "_kernel", "_local", "_slots")
+    __slots__ = ("_block", "_global", "_kernel", "_local", "_number", "_slots")
 
     def __init__(
         self,
@@ -173,25 +173,32 @@ class OpenCLLauncher:
         block: tuple[int, int, int],
     ) -> None:
         self._kernel = kernel
-        dims = 3 if grid[2] * block[2] > 1 else 2 if grid[1] * block[1] > 1 else 1
-        self._global = tuple(g * b for g, b in zip(grid, block, strict=True))[:dims]
-        self._local = block[:dims]
+        # set_arg asks first whether a number is a buffer, an image, ..., which takes a hundred times as long.
+        self._number = getattr(kernel, "_set_arg_buf", kernel.set_arg)
+        self._block = block
+        self.resize(grid)
         self._slots: list[int] = []
         slot = 0
         for position, arg in enumerate(args):
             self._slots.append(slot)
-            if isinstance(arg, TensorArg):
-                self.set(position, arg)
-                slot += 2
-            else:
-                kernel.set_arg(slot, arg)
-                slot += 1
+            self.set(position, arg)
+            slot += 2 if isinstance(arg, TensorArg) else 1
 
-    def set(self, position: int, arg: TensorArg) -> None:
-        """Set a tensor argument: the buffer, and the offset in elements."""
+    def resize(self, grid: tuple[int, int, int]) -> None:
+        """See Launcher."""
+        block = self._block
+        dims = 3 if grid[2] * block[2] > 1 else 2 if grid[1] * block[1] > 1 else 1
+        self._global = tuple(g * b for g, b in zip(grid, block, strict=True))[:dims]
+        self._local = block[:dims]
+
+    def set(self, position: int, arg: TensorArg | np.generic) -> None:
+        """Set an argument; a tensor is the buffer, and the offset in elements."""
         slot = self._slots[position]
+        if not isinstance(arg, TensorArg):
+            self._number(slot, arg)
+            return
         self._kernel.set_arg(slot, arg.ref.buffer)
-        self._kernel.set_arg(slot + 1, np.int64(arg.ref.offset // arg.itemsize))
+        self._number(slot + 1, np.int64(arg.ref.offset // arg.itemsize))
 
     @property
     def block(self) -> tuple[int, int, int]:

@@ -15,6 +15,7 @@ from gpurt.device.ops.gemm import gemm
 from gpurt.device.ops.lanes import F32, F64, Args, group_size, lanes, share
 from gpurt.device.ops.matrices import Mat, dense_strides
 from gpurt.device.ops.movement import Dim, launch_rows, strided_copy
+from gpurt.device.scalars import i32, i64
 from gpurt.device.table import FLOATS, op
 from gpurt.graph.view import NodeView
 from gpurt.provider import Refused
@@ -231,12 +232,12 @@ class _Softmax:
         if self.cap > 0:
             defines["CAP"] = 1
         tasks = batch * heads * rows
-        groups, per = share(tasks, 8 * used) if c.cpu_class else (tasks, np.int64(1))
+        groups, per = share(tasks, 8 * used) if c.cpu_class else (tasks, i64(1))
         block = 1 if c.cpu_class else group_size(c, used)
         defines["GROUP_SIZE"] = block
-        args += [np.int64(s) for s in self.mask_steps] + [np.int64(tasks), per]
+        args += [i64(s) for s in self.mask_steps] + [i64(tasks), per]
         args += [
-            np.int32(n)
+            i32(n)
             for n in (heads, self.queries, rows, first, used, used, self.past, self.left, self.right, self.mask_keys)
         ]
         body = gpurt_kernels.text("attention.cl")
@@ -288,8 +289,8 @@ def rotary_embedding(c: Lowering) -> None:
         "recurrence.cl",
         "rotary",
         [
-            x, cosines, sines, *([c.input(3)] if c.has(3) else []), y, np.int32(heads), np.int32(length),
-            np.int32(half), np.int64(0 if places[0] == 1 else length), np.int64(cosines.shape[0]),
+            x, cosines, sines, *([c.input(3)] if c.has(3) else []), y, i32(heads), i32(length),
+            i32(half), i64(0 if places[0] == 1 else length), i64(cosines.shape[0]),
         ],
         batch * heads * length,
         size,
@@ -339,7 +340,7 @@ def linear_attention(c: Lowering) -> None:
             defines[name] = 1
     if c.has(3):
         types["S"] = c.input(3).dtype
-    sizes = [np.int32(n) for n in (length, kv_heads, group, d_k, d_v, decays, betas)]
+    sizes = [i32(n) for n in (length, kv_heads, group, d_k, d_v, decays, betas)]
     launch_rows(
         c,
         "recurrence.cl",
@@ -373,7 +374,7 @@ def causal_conv(c: Lowering) -> None:
     defines: dict[str, int | float | str] = {"CAUSAL_CONV": 1}
     if past:
         defines["PAST"] = 1
-    sizes = [np.int64(v) for v in (channels, length, taps)]
+    sizes = [i64(v) for v in (channels, length, taps)]
     if c.wants(1) and c.outs[1].size:
         args: Args = [x, w, *past, c.output(1), *sizes]
         launch_rows(

@@ -18,6 +18,7 @@ from gpurt.device.ops.gemm import FLOAT32, I32_MAX, gemm
 from gpurt.device.ops.matrices import Columns, Mat, Panels, panels
 from gpurt.device.ops.winograd import TILE, filters_of, tiles_of, winograd
 from gpurt.device.ops.winograd import pays as winograd_pays
+from gpurt.device.scalars import i32
 from gpurt.device.table import op
 from gpurt.graph.view import NodeView
 from gpurt.provider import Refused
@@ -135,7 +136,7 @@ def pad_planes(c: Lowering, g: Geometry, x: Ref, first: np.ndarray, plane: Seque
     c.launch(
         "conv_pad.cl",
         "conv_pad",
-        [x, planes, c.constant(first), *(np.int32(v) for v in sizes)],
+        [x, planes, c.constant(first), *(i32(v) for v in sizes)],
         [images * phases if c.cpu_class else -(-elements // 256)],
         [1 if c.cpu_class else 256],
         types={"T": x.dtype, "TP": dtype},

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering
 from gpurt.device.ops.conv_shape import three
 from gpurt.device.ops.gemm import FLOAT32, I32_MAX, gemm
 from gpurt.device.ops.matrices import Mat
+from gpurt.device.scalars import i32
 from gpurt.device.table import op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import conv_transpose_geometry, window_arguments
@@ -62,7 +61,7 @@ def conv_transpose(c: Lowering) -> None:
     c.launch(
         "conv_transpose.cl",
         "conv_transpose",
-        [cols, y, *bias, *(np.int32(v) for v in numbers)],
+        [cols, y, *bias, *(i32(v) for v in numbers)],
         grid,
         (1,) if c.cpu_class else (256,),
         types={"T": y.dtype},

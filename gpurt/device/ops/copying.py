@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpurt.device.lowering import Lowering, Ref
+from gpurt.device.scalars import i64
 from gpurt.device.table import STORED, op
 
 _COPY = """
@@ -27,7 +28,7 @@ def copy_elements(c: Lowering, dst: Ref, src: Ref) -> None:
     c.launch(
         _COPY,
         "copy_elements",
-        [src, dst, np.int64(dst.size)],
+        [src, dst, i64(dst.size)],
         [-(-dst.size // (chunk * block))],
         [block],
         types={"T": _BITS[dst.dtype.itemsize]},

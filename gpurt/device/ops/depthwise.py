@@ -9,6 +9,7 @@ from gpurt.device.epilogue import Epilogue
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.conv_shape import Geometry
 from gpurt.device.ops.matrices import Columns
+from gpurt.device.scalars import i32, i64
 
 ROWS = 8  # of pixels that are summed at a time, so that enough sums are under way to hide an addition's latency
 
@@ -45,11 +46,11 @@ def depthwise(
     text = ""
     if epilogue is not None and epilogue.fits(g.pixels):
         text, more = epilogue.text()
-        args += [np.int64(0), *more]
+        args += [i64(0), *more]
     sizes = (planes, g.filters, g.filters // g.group)
-    args += [np.int32(v) for v in sizes]
-    args += [np.int64(columns.batch[1])]
-    args += [np.int32(v) for v in (columns.plane[1], height, width, per, rows_per)]
+    args += [i32(v) for v in sizes]
+    args += [i64(columns.batch[1])]
+    args += [i32(v) for v in (columns.plane[1], height, width, per, rows_per)]
     c.launch(
         text + gpurt_kernels.text("batch.h") + gpurt_kernels.text("depthwise.cl"),
         "depthwise",

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import numpy as np
-
 from gpurt.device.codegen import emit
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.expressions import EXPRESSIONS
+from gpurt.device.scalars import i64
 from gpurt.device.steps import Step
 from gpurt.device.table import ANY, FLOATS, INTS, NUMERIC, STORED, Check, Lower, op
 from gpurt.graph.view import NodeView
@@ -116,4 +115,4 @@ def dropout(c: Lowering) -> None:
     c.alias()
     if c.wants(1):
         mask = c.output(1)
-        c.launch(_ONES, "fill_ones", [mask, np.int64(mask.size)], [-(-mask.size // 64)], [64])
+        c.launch(_ONES, "fill_ones", [mask, i64(mask.size)], [-(-mask.size // 64)], [64])

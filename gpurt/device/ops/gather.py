@@ -9,6 +9,7 @@ import numpy as np
 
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.movement import BITS, Dim, collapse, launch_rows, rank_defines, strides
+from gpurt.device.scalars import i64
 from gpurt.device.table import STORED, op
 from gpurt.infer.shapes import axis as front
 from gpurt.infer.shapes import text
@@ -51,9 +52,9 @@ def gather(c: Lowering) -> None:
         k = min(max(k + n if k < 0 else k, 0), n - 1)
         c.alias(offset=k * inner)
     elif inner == 1 and m > 1:
-        _launch(c, [np.int64(n)], outer, m, {"GATHER_LAST": 1})
+        _launch(c, [i64(n)], outer, m, {"GATHER_LAST": 1})
     else:
-        _launch(c, [np.int64(n), np.int64(m)], outer * m, inner, {"GATHER": 1, **_short(c, outer, inner)})
+        _launch(c, [i64(n), i64(m)], outer * m, inner, {"GATHER": 1, **_short(c, outer, inner)})
 
 
 def _launch(c: Lowering, sizes: list[np.int64], rows: int, inner: int, defines: dict[str, int]) -> None:
@@ -81,7 +82,7 @@ def gather_elements(c: Lowering) -> None:
         c,
         "gather.cl",
         "gather_elements",
-        [x, indices, c.output(), np.int64(x.shape[along]), np.int64(source[along]), np.int64(last.s)],
+        [x, indices, c.output(), i64(x.shape[along]), i64(source[along]), i64(last.s)],
         math.prod(d.n for d in outers),
         last.n,
         types=_types(c),
@@ -108,7 +109,7 @@ def gather_nd(c: Lowering) -> None:
         c,
         "gather.cl",
         "gather_nd",
-        [x, indices, c.output(), np.int64(math.prod(indices.shape[batch:-1])), np.int64(math.prod(x.shape[batch:]))],
+        [x, indices, c.output(), i64(math.prod(indices.shape[batch:-1])), i64(math.prod(x.shape[batch:]))],
         math.prod(indices.shape[:-1]),
         inner,
         types=_types(c),

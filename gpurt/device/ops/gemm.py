@@ -14,7 +14,9 @@ import gpurt_kernels
 from gpurt.device.epilogue import Epilogue
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.matrices import Columns, Mat, Panels, position_count
+from gpurt.device.scalars import i32, i64
 from gpurt.provider import Refused
+from gpurt.symbolic import Size
 
 FLOAT32: Final = np.dtype(np.float32)
 FLOAT16: Final = np.dtype(np.float16)
@@ -181,6 +183,8 @@ class _Product:
             rows, most = 4, 4 if wide else 1
         else:
             rows, most = (8, 2) if wide else (6, 1)
+        if isinstance(n, Size):  # one kernel for all sizes of a plan template, with B read in place from 32 columns on
+            return rows, min(most, 2)
         needed = 1 << max(-(-n // 16) - 1, 0).bit_length()
         return rows, min(most, needed)
 
@@ -188,7 +192,7 @@ class _Product:
         """Rows an item computes: all, unless there are too few tiles of columns to keep every core busy."""
         items = min(8 * self.c.info.compute_units, max(m * n * k // 32768, 1))
         parts = max(-(-items // max(tiles * math.prod(self.batch), 1)), 1)
-        return max(math.ceil(m / parts / rows), 1) * rows
+        return max(-(-m // (parts * rows)), 1) * rows
 
     def _pack(self, b: Mat) -> Panels:
         _, n, k = self.size
@@ -287,7 +291,7 @@ class _Product:
         if self.epilogue is None:
             return args
         self._text, more = self.epilogue.text()
-        return [*args, np.int64(y.ref.offset), *more]
+        return [*args, i64(y.ref.offset), *more]
 
     def _added(self, add: Mat | None, acc: np.dtype) -> list[Ref | np.generic]:
         if add is None:
@@ -324,7 +328,7 @@ def as_float(c: Lowering, ref: Ref) -> Ref:
     c.launch(
         gpurt_kernels.text("batch.h") + gpurt_kernels.text("gemm_pack.cl"),
         "to_float",
-        [ref, converted, np.int64(ref.size)],
+        [ref, converted, i64(ref.size)],
         [-(-ref.size // 4096)],
         types={"T": ref.dtype},
         defines={"HAS_C": 0},
@@ -333,8 +337,8 @@ def as_float(c: Lowering, ref: Ref) -> Ref:
 
 
 def _i32(*values: int) -> list[np.generic]:
-    return [np.int32(v) for v in values]
+    return [i32(v) for v in values]
 
 
 def _i64(*values: int) -> list[np.generic]:
-    return [np.int64(v) for v in values]
+    return [i64(v) for v in values]

@@ -9,6 +9,7 @@ import numpy as np
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering
 from gpurt.device.ops.movement import BITS, launch_rows
+from gpurt.device.scalars import i64, scalar
 from gpurt.device.table import ANY, COMPUTED, NUMERIC, STORED, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import axis as front
@@ -81,7 +82,7 @@ def one_hot(c: Lowering) -> None:
         c,
         _ONE_HOT,
         "one_hot",
-        [indices, c.input(2), y, np.int64(depth)],
+        [indices, c.input(2), y, i64(depth)],
         rows,
         inner,
         types={"T": BITS[y.dtype.itemsize], "I": indices.dtype},
@@ -99,7 +100,7 @@ def eye_like(c: Lowering) -> None:
     """EyeLike-22: the input says only the shape and the type."""
     y = c.output()
     rows, columns = y.shape
-    launch_rows(c, _EYE, "eye", [y, np.int64(c.node.attr("k", 0))], rows, columns, types={"T": y.dtype})
+    launch_rows(c, _EYE, "eye", [y, i64(c.node.attr("k", 0))], rows, columns, types={"T": y.dtype})
 
 
 @op("ConstantOfShape", types=ANY, host=(0,))
@@ -122,7 +123,7 @@ def _check_range(node: NodeView, _: DeviceInfo) -> str | None:
 def range_(c: Lowering) -> None:
     """Range-27: start + i * delta."""
     y = c.output()
-    start, _, delta = (np.asarray(c.const(i)).reshape(()).item() for i in range(3))
+    start, _, delta = (c.number(i) for i in range(3))
     small = y.dtype.itemsize < 4
     acc = np.dtype(np.float32 if y.dtype.kind == "f" else np.int32) if small else y.dtype
-    launch_rows(c, _RANGE, "range", [y, acc.type(start), acc.type(delta)], 1, y.size, types={"T": y.dtype})
+    launch_rows(c, _RANGE, "range", [y, scalar(acc, start), scalar(acc, delta)], 1, y.size, types={"T": y.dtype})

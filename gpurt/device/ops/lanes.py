@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 
 from gpurt.device.lowering import Lowering, Ref
+from gpurt.device.scalars import i64
 from gpurt.dtypes import kernel_name
 
 F32: Final = np.dtype(np.float32)
@@ -62,7 +63,7 @@ def lanes(acc: np.dtype, roles: Mapping[str, np.dtype]) -> str:
 def share(tasks: int, cost: int) -> tuple[int, np.int64]:
     """Work-items of the CPU class for equal tasks of `cost` elements: how many items, and tasks for each."""
     per = min(max(1, ITEM_WORK // max(cost, 1)), max(tasks, 1))
-    return -(-tasks // per), np.int64(per)
+    return -(-tasks // per), i64(per)
 
 
 def group_size(c: Lowering, length: int) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 import gpurt_kernels
 from gpurt.device.lowering import Lowering, Ref
+from gpurt.device.scalars import i32, i64
 from gpurt.device.table import STORED, op
 from gpurt.infer.shapes import axis as front
 
@@ -68,7 +69,7 @@ def rank_defines(names: str, rank: int) -> dict[str, str]:
 
 def flat_args(rows: Sequence[Sequence[int]]) -> list[np.int64]:
     """The arguments that PARAMS of :func:`rank_defines` declares."""
-    return [np.int64(value) for row in rows for value in row]
+    return [i64(value) for row in rows for value in row]
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -117,14 +118,14 @@ def launch_rows(
         work: how many elements' time one element takes.
     """
     text = gpurt_kernels.text("rows.h") + (source if "\n" in source else gpurt_kernels.text(source))
-    after = [np.int64(d) for d in dims]
+    after = [i64(d) for d in dims]
     if c.cpu_class:
         per_item, chunk, grid = split_rows(rows, inner, work)
-        own = [np.int64(rows), np.int64(inner), np.int64(per_item), np.int64(chunk)]
+        own = [i64(rows), i64(inner), i64(per_item), i64(chunk)]
         c.launch(text, entry, [*args, *own, *after], grid, types=types, defines={"POS": "i64", **(defines or {})})
         return
     position = position_type(rows * inner)
-    sizes = [np.int32(v) if position == "i32" else np.int64(v) for v in (rows, inner)]
+    sizes = [i32(v) if position == "i32" else i64(v) for v in (rows, inner)]
     macros = {"POS": position, **(defines or {})}
     c.launch(text, entry, [*args, *sizes, *after], [ceil_div(rows * inner, 256)], [256], types=types, defines=macros)
 
@@ -151,7 +152,7 @@ def strided_copy(c: Lowering, dst: Ref, src: Ref, dims: Sequence[Dim]) -> None:
         c.launch(
             "movement.cl",
             "strided_copy",
-            [src, dst, np.int32(total) if position == "i32" else np.int64(total), *flat_args(walk)],
+            [src, dst, i32(total) if position == "i32" else i64(total), *flat_args(walk)],
             [ceil_div(total, 256)],
             [256],
             types=bits,
@@ -175,7 +176,7 @@ def strided_copy(c: Lowering, dst: Ref, src: Ref, dims: Sequence[Dim]) -> None:
     c.launch(
         "movement.cl",
         "strided_copy",
-        [src, dst, np.int64(rows), np.int64(per_item), np.int64(chunk), *flat_args(walk)],
+        [src, dst, i64(rows), i64(per_item), i64(chunk), *flat_args(walk)],
         grid,
         types=bits,
         defines={
@@ -208,7 +209,7 @@ def _tiled(c: Lowering, dst: Ref, src: Ref, walk: list[Dim]) -> None:
     c.launch(
         "movement.cl",
         "transpose_tile",
-        [src, dst, *map(np.int64, sizes), *flat_args(walk)],
+        [src, dst, *map(i64, sizes), *flat_args(walk)],
         [tiles_a * tiles_b * math.prod(d.n for d in walk)],
         [1] if c.cpu_class else [tile, 8],
         types={"T": BITS[dst.dtype.itemsize]},

@@ -12,6 +12,7 @@ from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.lanes import F32, F64, Args, accumulator, collapse, flat_group, group_size, lanes, share
 from gpurt.device.ops.reduce import KINDS, Reduction, lp_norm, reduce
+from gpurt.device.scalars import i32, i64
 from gpurt.device.table import FLOATS, op
 from gpurt.graph.view import NodeView
 from gpurt.infer import shapes
@@ -75,11 +76,11 @@ def normalize_rows(
             defines[name] = ""
             types["M"] = ref.dtype
     groups, in_row, spatial = channels or (1, 1, max(r, 1))
-    geometry = [np.int32(r), np.int32(groups), np.int32(in_row), np.int32(spatial), np.float32(epsilon)]
+    geometry = [i32(r), i32(groups), i32(in_row), i32(spatial), np.float32(epsilon)]
     body = gpurt_kernels.text("norm.cl")
     if c.cpu_class:
         items, per = share(rows, 2 * r)
-        args += [np.int64(rows), per, *geometry]
+        args += [i64(rows), per, *geometry]
         c.launch(lanes(acc, types) + body, "normalize_rows", args, [items], types=types, defines=defines)
         return
     if r >= 32:
@@ -89,7 +90,7 @@ def normalize_rows(
         block = flat_group(c)
         grid = -(-rows // block)
     defines["BLOCK"] = block
-    args += [np.int64(rows), np.int64(1), *geometry]
+    args += [i64(rows), i64(1), *geometry]
     c.launch(body, "normalize_rows", args, [grid], [block], types=types, defines=defines)
 
 
@@ -196,8 +197,8 @@ def skip_layer_normalization(c: Lowering) -> None:
         body = lanes(types["A"], types) + body
     else:
         defines["BLOCK"] = block = flat_group(c)
-        grid, per = -(-x.size // block), np.int64(1)
-    args += [total, np.int64(x.size), per, np.int64(r), np.int64(max(skip.size, 1))]
+        grid, per = -(-x.size // block), i64(1)
+    args += [total, i64(x.size), per, i64(r), i64(max(skip.size, 1))]
     c.launch(body, "add_skip", args, [grid], [int(defines["BLOCK"])], types=types, defines=defines)
     # ONNX Runtime's default for this operator differs from LayerNormalization's.
     epsilon = c.node.attr("epsilon", 1e-12)
@@ -264,8 +265,8 @@ def _launch_planes(
     else:
         tasks = total
         defines["BLOCK"] = block = flat_group(c)
-        grid, per = -(-tasks // block), np.int64(1)
-    args: Args = [*tensors, np.int64(tasks), per, np.int64(channels), np.int64(spatial), *scalars]
+        grid, per = -(-tasks // block), i64(1)
+    args: Args = [*tensors, i64(tasks), per, i64(channels), i64(spatial), *scalars]
     c.launch(body, entry, args, [grid], [int(defines["BLOCK"])], types=types, defines=defines)
 
 
@@ -285,7 +286,7 @@ def lrn(c: Lowering) -> None:
     x, size = c.input(0), int(c.node.attr("size", 1))
     before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
     alpha = np.float32(c.node.attr("alpha", 1e-4) / size)
-    scalars: list[np.generic] = [np.int64(before), np.int64(after), alpha, np.float32(c.node.attr("beta", 0.75))]
+    scalars: list[np.generic] = [i64(before), i64(after), alpha, np.float32(c.node.attr("beta", 0.75))]
     scalars.append(np.float32(c.node.attr("bias", 1.0)))
     types = {"T": x.dtype, "A": accumulator(x.dtype)}
     _launch_planes(c, "lrn", [x, c.output()], _by_channel(x), scalars, types, "LRN")
@@ -305,7 +306,7 @@ def _apply(c: Lowering, x: Ref, statistics: Ref, y: Ref, axes: Sequence[int], ex
     c.launch(
         "channels.cl",
         "apply",
-        [x, statistics, y, np.int64(x.size), *(np.int64(v) for v in (*sizes[1:], *steps))],
+        [x, statistics, y, i64(x.size), *(i64(v) for v in (*sizes[1:], *steps))],
         [-(-x.size // (chunk * block))],
         [block],
         types={"T": x.dtype, "A": statistics.dtype, "U": y.dtype},

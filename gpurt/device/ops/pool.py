@@ -11,6 +11,7 @@ import gpurt_kernels
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.lanes import F64, Args, accumulator, flat_group, lanes, share
+from gpurt.device.scalars import i32, i64
 from gpurt.device.table import FLOATS, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import conv_geometry, window_arguments
@@ -82,7 +83,7 @@ def pool(c: Lowering) -> None:
     data = _padded(x.shape[2:], 1)
     columns = (data, _padded(sizes, 1), _padded(kernel, 1), _padded(strides, 1), _padded(dilations, 1),
                _padded(begins, 0), _padded(limits, 1))  # fmt: skip
-    geometry: list[np.generic] = [np.int32(v) for column in columns for v in column]
+    geometry: list[np.generic] = [i32(v) for column in columns for v in column]
     tensors: list[Ref] = [x, y]
     wants_places = node.op_type == "MaxPool" and c.wants(1)
     if wants_places:
@@ -92,7 +93,7 @@ def pool(c: Lowering) -> None:
         if node.attr("storage_order", 0):  # the first spatial axis runs fastest
             present = x.shape[2:]
             steps = _padded([math.prod(present[:i]) for i in range(len(present))], 0)
-        geometry += [np.int64(v) for v in steps]
+        geometry += [i64(v) for v in steps]
     if not wants_places and max(dilations) == 1 and len(kernel) <= 2 and max(kernel) <= 3:
         defines["TAPS_H"], defines["TAPS_W"] = _padded(kernel, 1)[1:]
     body = gpurt_kernels.text("pool.cl")
@@ -105,9 +106,9 @@ def pool(c: Lowering) -> None:
         tasks = y.size // max(sizes[-1], 1)
         # With eight lanes a tap costs about as much as copying an element.
         grid, per = share(tasks, data[-1] * max(math.prod(kernel[:-1]), 1) + sizes[-1] * kernel[-1])
-        args = [*tensors, np.int64(tasks), per, *geometry]
+        args = [*tensors, i64(tasks), per, *geometry]
         c.launch(lanes(acc, types) + body, "pool", args, [grid], types=types, defines=defines)
         return
     defines["BLOCK"] = block = flat_group(c)
-    args = [*tensors, np.int64(y.size), np.int64(1), *geometry]
+    args = [*tensors, i64(y.size), i64(1), *geometry]
     c.launch(body, "pool", args, [-(-y.size // block)], [block], types=types, defines=defines)

@@ -30,6 +30,7 @@ from gpurt.device.ops.expressions import (
 )
 from gpurt.device.ops.movement import BITS
 from gpurt.device.ops.reduce import KINDS, reduce
+from gpurt.device.scalars import i32, i64
 from gpurt.device.steps import Step
 from gpurt.device.table import FLOAT8, SUBBYTE, op
 from gpurt.dtypes import from_onnx
@@ -208,7 +209,7 @@ def _repeated(c: Lowering, v: Ref, shape: tuple[int, int, int], block: int) -> R
     full = c.temp(v.dtype, shape)
     group = 1 if c.cpu_class else 64
     chunk = 1024 if c.cpu_class else 1
-    sizes = [np.int64(full.size), np.int64(length), np.int64(inner), np.int64(block)]
+    sizes = [i64(full.size), i64(length), i64(inner), i64(block)]
     c.launch(
         gpurt_kernels.text("quantize.cl"), "repeat_blocks", [v, full, *sizes], [-(-full.size // (group * chunk))],
         [group], types={"T": BITS[v.dtype.itemsize]}, defines={"GROUP_SIZE": group, "CHUNK": chunk},
@@ -235,7 +236,7 @@ def dynamic_parameters(c: Lowering, x: Ref, scale: Ref, zero: Ref) -> None:
         reduce(c, flat, ends.at(0, ()), [0], KINDS["ReduceMin"], F32)
         reduce(c, flat, ends.at(1, ()), [0], KINDS["ReduceMax"], F32)
     c.launch(
-        gpurt_kernels.text("quantize.cl"), "byte_range", [ends, scale, zero, np.int32(x.size > 0)], [1], [1],
+        gpurt_kernels.text("quantize.cl"), "byte_range", [ends, scale, zero, i32(x.size > 0)], [1], [1],
         types={"T": F32}, defines={"GROUP_SIZE": 1, "CHUNK": 1},
     )  # fmt: skip
 

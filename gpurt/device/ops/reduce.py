@@ -13,6 +13,7 @@ import gpurt_kernels
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.lanes import F64, I64, Args, accumulator, around, collapse, flat_group, group_size, lanes, share
+from gpurt.device.scalars import i64
 from gpurt.device.table import FLOATS, NUMERIC, op
 from gpurt.dtypes import kernel_name
 from gpurt.graph.view import NodeView
@@ -145,18 +146,18 @@ def _step(
     length = -(-r // parts)
     if length >= 2**31:
         raise Refused(f"{c.node.op}: a reduction over {r} elements is too long")
-    geometry = [np.int64(r), np.int64(parts), np.int64(length), np.int64(total)]
+    geometry = [i64(r), i64(parts), i64(length), i64(total)]
     body = gpurt_kernels.text("reduce.cl")
     slices = outer * parts
     if c.cpu_class:
         body = lanes(acc, types) + body
         tasks = slices if inner == 1 else slices * -(-inner // 32)
         groups, per = share(tasks, length if inner == 1 else length * min(inner, 32))
-        args += [np.int64(tasks), per, *geometry]
+        args += [i64(tasks), per, *geometry]
         if inner == 1:
             c.launch(body, "reduce_rows", args, [groups], types=types, defines=defines)
         else:
-            c.launch(body, "reduce_columns", [*args, np.int64(inner)], [groups], types=types, defines=defines)
+            c.launch(body, "reduce_columns", [*args, i64(inner)], [groups], types=types, defines=defines)
         return
     if inner == 1 and length >= 32:
         block = group_size(c, length)
@@ -165,7 +166,7 @@ def _step(
     else:
         block = flat_group(c)
         grid = [-(-slices * inner // block)]
-        entry, args = "reduce_columns", [*args, np.int64(slices * inner), *geometry, np.int64(inner)]
+        entry, args = "reduce_columns", [*args, i64(slices * inner), *geometry, i64(inner)]
     c.launch(body, entry, args, grid, [block], types=types, defines=defines | {"BLOCK": block})
 
 
@@ -226,13 +227,13 @@ def arg_extreme(c: Lowering, x: Ref, y: Ref, axis: int, *, largest: bool = True,
         defines["LAST"] = ""
     body = gpurt_kernels.text("arg.cl")
     args: Args = [x, y]
-    geometry = [np.int64(r), np.int64(inner)]
+    geometry = [i64(r), i64(inner)]
     if c.cpu_class:
         body = lanes(acc, types) + body
         tasks = outer if inner == 1 else outer * -(-inner // 32)
         groups, per = share(tasks, r if inner == 1 else r * min(inner, 32))
         entry = "arg_rows" if inner == 1 else "arg_columns"
-        c.launch(body, entry, [*args, np.int64(tasks), per, *geometry], [groups], types=types, defines=defines)
+        c.launch(body, entry, [*args, i64(tasks), per, *geometry], [groups], types=types, defines=defines)
     elif inner == 1 and r >= 32:
         block = group_size(c, r)
         defines["BLOCK"] = block
@@ -240,7 +241,7 @@ def arg_extreme(c: Lowering, x: Ref, y: Ref, axis: int, *, largest: bool = True,
     else:
         block, tasks = flat_group(c), outer * inner
         defines["BLOCK"] = block
-        args += [np.int64(tasks), *geometry]
+        args += [i64(tasks), *geometry]
         c.launch(body, "arg_columns", args, [-(-tasks // block)], [block], types=types, defines=defines)
 
 

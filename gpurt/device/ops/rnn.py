@@ -19,6 +19,7 @@ from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.gemm import FLOAT32, I32_MAX, gemm
 from gpurt.device.ops.matmul import packed_panels
 from gpurt.device.ops.matrices import Mat, Panels, panels
+from gpurt.device.scalars import i32, i64
 from gpurt.device.table import op
 from gpurt.graph.view import NodeView
 from gpurt.provider import Refused
@@ -333,8 +334,8 @@ def recurrent(c: Lowering) -> None:
 
 
 def _i32(*values: int) -> list[np.generic]:
-    return [np.int32(v) for v in values]
+    return [i32(v) for v in values]
 
 
 def _i64(*values: int) -> list[np.generic]:
-    return [np.int64(v) for v in values]
+    return [i64(v) for v in values]

@@ -10,6 +10,7 @@ from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering
 from gpurt.device.ops.lanes import F32, F64, Args
 from gpurt.device.ops.movement import BITS, launch_rows, rank_defines, strides
+from gpurt.device.scalars import i32, i64
 from gpurt.device.table import FLOATS, NUMERIC, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import conv_geometry, window_arguments
@@ -23,7 +24,7 @@ def _image(c: Lowering) -> list[np.generic]:
         raise Refused(f"{c.node.op} is for images, the input has rank {len(x.shape)}")
     if x.size == 0:
         raise Refused(f"{c.node.op} of an empty tensor")
-    return [np.int32(n) for n in x.shape]
+    return [i32(n) for n in x.shape]
 
 
 def _align_check(node: NodeView, info: DeviceInfo) -> str | None:  # noqa: ARG001
@@ -53,7 +54,7 @@ def roi_align(c: Lowering) -> None:
         defines |= {"START": "(A)0", "COMBINE(a, b)": "((a) + (b))", "END(a, n)": "((a) / (n))"}
     else:
         defines |= {"START": "(A)-INFINITY", "COMBINE(a, b)": "MAX_NAN(a, b)", "END(a, n)": "(a)"}
-    numbers: list[np.generic] = [np.int32(y.shape[3]), np.int32(node.attr("sampling_ratio", 0))]
+    numbers: list[np.generic] = [i32(y.shape[3]), i32(node.attr("sampling_ratio", 0))]
     numbers += [acc.type(node.attr("spatial_scale", 1.0)), acc.type(0.5 if half else 0.0)]
     launch_rows(
         c,
@@ -82,7 +83,7 @@ def max_roi_pool(c: Lowering) -> None:
         c,
         "roi.cl",
         "max_roi_pool",
-        [x, rois, y, *_image(c), np.int32(y.shape[3]), scale],
+        [x, rois, y, *_image(c), i32(y.shape[3]), scale],
         y.shape[0] * y.shape[1],
         y.shape[2] * y.shape[3],
         types={"T": x.dtype, "A": acc},
@@ -112,7 +113,7 @@ def max_unpool(c: Lowering) -> None:
     defines: dict[str, int | float | str] = {"MAX_UNPOOL": 1, "RANK": len(walk), **rank_defines("ns", len(walk))}
     launch_rows(c, "roi.cl", "zeros", [y], 1, y.size, types=bits, defines=defines)
     if x.size and y.size:
-        args: Args = [x, c.input(1), y, np.int64(math.prod(inner))]
+        args: Args = [x, c.input(1), y, i64(math.prod(inner))]
         launch_rows(
             c, "roi.cl", "max_unpool", args, 1, x.size, types=bits, defines=defines,
             dims=[v for row in walk for v in row], work=4,
@@ -134,7 +135,7 @@ def col2im(c: Lowering) -> None:
         c,
         "roi.cl",
         "col2im",
-        [x, y, np.int64(math.prod(block)), np.int64(math.prod(blocks))],
+        [x, y, i64(math.prod(block)), i64(math.prod(blocks))],
         y.shape[0] * y.shape[1],
         math.prod(image),
         types={"T": x.dtype},

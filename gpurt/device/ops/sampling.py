@@ -14,6 +14,7 @@ from gpurt.device.ops.gemm import gemm
 from gpurt.device.ops.lanes import F32, F64
 from gpurt.device.ops.matrices import Mat
 from gpurt.device.ops.movement import launch_rows
+from gpurt.device.scalars import i32, i64
 from gpurt.device.table import FLOATS, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import conv_geometry, window_arguments
@@ -31,7 +32,7 @@ def _precision(*refs: Ref) -> np.dtype:
 def _plane(c: Lowering, shape: Sequence[int], axes: int = 3) -> list[np.generic]:
     if math.prod(shape) >= 2**31:
         raise Refused(f"{c.node.op}: a plane of {math.prod(shape)} elements is too large for the kernel")
-    return [np.int32(n) for n in (*shape, *(1,) * (axes - len(shape)))]
+    return [i32(n) for n in (*shape, *(1,) * (axes - len(shape)))]
 
 
 def _grid_check(node: NodeView, info: DeviceInfo) -> str | None:  # noqa: ARG001
@@ -70,7 +71,7 @@ def grid_sample(c: Lowering) -> None:
         c,
         "sampling.cl",
         "grid_sample",
-        [x, grid, y, np.int32(channels), np.int64(math.prod(spatial)), *_plane(c, spatial)],
+        [x, grid, y, i32(channels), i64(math.prod(spatial)), *_plane(c, spatial)],
         x.shape[0] * -(-channels // block),
         math.prod(y.shape[2:]),
         types={"T": x.dtype, "G": grid.dtype, "A": acc},
@@ -183,10 +184,10 @@ def deform_conv(c: Lowering) -> None:
             "sampling.cl",
             "deform_columns",
             [
-                part(x), part(offset), *([part(c.input(4))] if c.has(4) else []), columns, np.int32(sets),
-                np.int32(taps), np.int32(channels // sets), *_plane(c, x.shape[2:]),
-                *(np.int32(v) for size in sizes for v in size),
-                *(np.int32(v) for row in (strides, dilations, begins) for v in (*row, *(0,) * (3 - dims))),
+                part(x), part(offset), *([part(c.input(4))] if c.has(4) else []), columns, i32(sets),
+                i32(taps), i32(channels // sets), *_plane(c, x.shape[2:]),
+                *(i32(v) for size in sizes for v in size),
+                *(i32(v) for row in (strides, dilations, begins) for v in (*row, *(0,) * (3 - dims))),
             ],
             count * sets * taps,
             places,

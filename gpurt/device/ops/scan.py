@@ -7,6 +7,7 @@ import numpy as np
 import gpurt_kernels
 from gpurt.device.lowering import Lowering
 from gpurt.device.ops.lanes import Args, accumulator, around, flat_group, group_size, lanes, share
+from gpurt.device.scalars import i64
 from gpurt.device.table import FLOATS, NUMERIC, op
 from gpurt.infer import shapes
 from gpurt.provider import Refused
@@ -33,22 +34,22 @@ def cumulate(c: Lowering) -> None:
     if c.node.attr("reverse", 0):
         defines["REVERSE"] = ""
     body = gpurt_kernels.text("cumsum.cl")
-    sizes = [np.int64(r), np.int64(inner)]
+    sizes = [i64(r), i64(inner)]
     if x.size == 0:
         return
     args: Args
     if c.cpu_class:
         tasks = outer * -(-inner // 32)
         groups, per = share(tasks, r * min(inner, 32))
-        args = [x, y, np.int64(tasks), per, *sizes]
+        args = [x, y, i64(tasks), per, *sizes]
         c.launch(lanes(acc, types) + body, "cumulate", args, [groups], types=types, defines=defines)
     elif inner == 1 and r >= 64:
         defines["BLOCK"] = block = group_size(c, r)
-        c.launch(body, "cumulate_rows", [x, y, np.int64(r)], [outer], [block], types=types, defines=defines)
+        c.launch(body, "cumulate_rows", [x, y, i64(r)], [outer], [block], types=types, defines=defines)
     else:
         defines["BLOCK"] = block = flat_group(c)
         tasks = outer * inner
-        args = [x, y, np.int64(tasks), *sizes]
+        args = [x, y, i64(tasks), *sizes]
         c.launch(body, "cumulate", args, [-(-tasks // block)], [block], types=types, defines=defines)
 
 
@@ -68,11 +69,11 @@ def top_k(c: Lowering) -> None:
     less = ">" if c.node.attr("largest", 1) else "<"
     nan = "((a) != (a) && (b) == (b))" if c.node.attr("largest", 1) else "((a) == (a) && (b) != (b))"
     tasks = outer * inner
-    groups, per, block = -(-tasks // flat_group(c)), np.int64(1), flat_group(c)
+    groups, per, block = -(-tasks // flat_group(c)), i64(1), flat_group(c)
     if c.cpu_class:
         groups, per = share(tasks, 4 * r)
         block = 1
-    args: Args = [x, y, at, np.int64(tasks), per, np.int64(r), np.int64(inner), np.int64(k)]
+    args: Args = [x, y, at, i64(tasks), per, i64(r), i64(inner), i64(k)]
     c.launch(
         "topk.cl",
         "top_k",

@@ -16,6 +16,7 @@ import numpy as np
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.movement import BITS, Dim, ceil_div, collapse, launch_rows, rank_defines, strides
+from gpurt.device.scalars import i32, i64
 from gpurt.device.table import COMPUTED, STORED, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import axis as front
@@ -126,7 +127,7 @@ def scatter_elements(c: Lowering) -> None:
     # Without parts there are enough lanes, and none looks at an index in vain.
     if parts > 1 and _links(c, count, indices.size):
         walk = [*collapse(dims[:along]), Dim(count, 0, 0), *collapse(dims[along + 1 :])]
-        places: list[np.generic] = [np.int64(size), np.int64(source[along]), np.int32(count), np.int32(step[along])]
+        places: list[np.generic] = [i64(size), i64(source[along]), i32(count), i32(step[along])]
         _linked(c, "ELEMENTS", places, [(d.n, d.s) for d in walk], x.size, 1)
         return
     lanes = [*collapse(dims[:along]), *collapse(dims[along + 1 :])]
@@ -165,7 +166,7 @@ def scatter_nd(c: Lowering) -> None:
     targets, inner = x.shape[:depth], math.prod(x.shape[depth:])
     rows, count = math.prod(targets), math.prod(indices.shape[:-1])
     if _links(c, count, count):
-        _linked(c, "ND", [np.int32(count)], list(zip(targets, strides(targets), strict=True)), rows, inner)
+        _linked(c, "ND", [i32(count)], list(zip(targets, strides(targets), strict=True)), rows, inner)
         return
     span = ceil_div(rows, _parts(c, inner, count, rows))
     rank = max(depth, 1)
@@ -173,7 +174,7 @@ def scatter_nd(c: Lowering) -> None:
         c,
         "scatter.cl",
         "scatter_nd",
-        [indices, c.input(2), y, np.int64(span), np.int64(count)],
+        [indices, c.input(2), y, i64(span), i64(count)],
         ceil_div(rows, span),
         inner,
         types=_types(c),

@@ -12,6 +12,7 @@ from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.lanes import F32, F64
 from gpurt.device.ops.movement import launch_rows
+from gpurt.device.scalars import i32, i64
 from gpurt.device.table import FLOATS, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import axis as front
@@ -105,8 +106,8 @@ def _transform(
             if len(buffers) < 2:
                 buffers.append(c.temp(acc, (f.rows, f.n, f.across, 2)))
             target = buffers[i % 2]
-        numbers: list[np.generic] = [np.int32(v) for v in (f.n, radix, run, f.given, f.kept)]
-        numbers += [np.int64(v) for v in (f.across, f.frames, f.lead, f.hop)]
+        numbers: list[np.generic] = [i32(v) for v in (f.n, radix, run, f.given, f.kept)]
+        numbers += [i64(v) for v in (f.across, f.frames, f.lead, f.hop)]
         launch_rows(
             c,
             "signal.cl",

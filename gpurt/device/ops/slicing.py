@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering
 from gpurt.device.ops.movement import BITS, Dim, launch_rows, strided_copy, strides
 from gpurt.device.ops.pad import pad_window
+from gpurt.device.scalars import i64
 from gpurt.device.table import STORED, op
 from gpurt.graph.view import NodeView
+from gpurt.infer.rules.movement import slice_bounds
 from gpurt.infer.shapes import axes as fronts
 from gpurt.provider import Refused
 
@@ -59,9 +59,9 @@ def slice_(c: Lowering) -> None:
     source, offset = strides(x.shape), 0
     walk = [Dim(n, s, t) for n, s, t in zip(x.shape, source, strides(y.shape), strict=True)]
     for a, start, end, step in zip(fronts(along, len(x.shape)), starts, ends, steps, strict=True):
-        picked = range(x.shape[a])[slice(start, end, step)]  # Python clamps as ONNX asks
-        offset += picked.start * source[a]
-        walk[a] = Dim(len(picked), source[a] * step, walk[a].t)
+        first, _, count = slice_bounds(start, end, step, x.shape[a])
+        offset += first * source[a]
+        walk[a] = Dim(count, source[a] * step, walk[a].t)
     if y.size == 0:
         return
     if all(d.s == d.t for d in walk if d.n > 1):
@@ -92,7 +92,7 @@ def trilu(c: Lowering) -> None:
         c,
         _TRILU,
         "trilu",
-        [x, c.output(), np.int64(height), np.int64(max(min(k, 2**31), -(2**31)))],
+        [x, c.output(), i64(height), i64(max(min(k, 2**31), -(2**31)))],
         math.prod(x.shape[:-1]),
         width,
         types={"T": BITS[x.dtype.itemsize]},
@@ -117,7 +117,7 @@ def reverse_sequence(c: Lowering) -> None:
         c,
         _REVERSE,
         "reverse_sequence",
-        [x, c.input(1), c.output(), np.int64(outer), np.int64(middle)],
+        [x, c.input(1), c.output(), i64(outer), i64(middle)],
         outer * middle,
         math.prod(x.shape[2:]),
         types={"T": BITS[x.dtype.itemsize]},

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
-
 import gpurt_kernels
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.expressions import BF16, F16
 from gpurt.device.ops.lanes import F32, I64, Args, accumulator, around, flat_group, group_size, lanes, share
 from gpurt.device.ops.reduce import arg_extreme
+from gpurt.device.scalars import i32, i64
 from gpurt.device.table import FLOATS, op
 from gpurt.dtypes import to_onnx
 from gpurt.infer import shapes
@@ -33,7 +32,7 @@ def softmax_along(c: Lowering, x: Ref, y: Ref, axis: int, *, log: bool = False) 
     if not log and acc == x.dtype:
         defines["KEEP"] = ""
     body = gpurt_kernels.text("softmax.cl")
-    size, step = np.int32(r), np.int64(inner)
+    size, step = i32(r), i64(inner)
     args: Args
     if c.cpu_class:
         if acc == F32:
@@ -42,7 +41,7 @@ def softmax_along(c: Lowering, x: Ref, y: Ref, axis: int, *, log: bool = False) 
         # An exponential costs several times as much as moving an element.
         groups, per = share(tasks, 4 * r * min(inner, 64))
         entry = "softmax_rows" if inner == 1 else "softmax_columns"
-        args = [x, y, np.int64(tasks), per, size, step]
+        args = [x, y, i64(tasks), per, size, step]
         c.launch(lanes(acc, types) + body, entry, args, [groups], types=types, defines=defines)
     elif inner == 1 and r >= 32:
         block = group_size(c, r)
@@ -52,7 +51,7 @@ def softmax_along(c: Lowering, x: Ref, y: Ref, axis: int, *, log: bool = False) 
         block, tasks = flat_group(c), outer * inner
         defines["BLOCK"] = block
         grid = [-(-tasks // block)]
-        args = [x, y, np.int64(tasks), size, step]
+        args = [x, y, i64(tasks), size, step]
         c.launch(body, "softmax_columns", args, grid, [block], types=types, defines=defines)
 
 
@@ -90,7 +89,7 @@ def _stepwise(c: Lowering, x: Ref, y: Ref, axis: int) -> None:
     outer, r, inner = around(x.shape, axis)
     rows, block = outer * inner, 1 if c.cpu_class else flat_group(c)
     body = gpurt_kernels.text("narrow.h") + gpurt_kernels.text("softmax_stepwise.cl")
-    args: Args = [x, y, np.int64(rows), np.int32(r), np.int64(inner)]
+    args: Args = [x, y, i64(rows), i32(r), i64(inner)]
     defines = {"BLOCK": block, "IS_BF16": int(x.dtype == BF16)}
     c.launch(body, "softmax_stepwise", args, [-(-rows // block)], [block], types={"T": x.dtype}, defines=defines)
 
@@ -120,6 +119,6 @@ def hardmax(c: Lowering) -> None:
     at = c.temp(I64, (outer, inner))
     arg_extreme(c, x, at, axis)
     chunk, block = (4096, 1) if c.cpu_class else (1, flat_group(c))
-    args: Args = [at, y, np.int64(x.size), np.int64(r), np.int64(inner)]
+    args: Args = [at, y, i64(x.size), i64(r), i64(inner)]
     defines = {"CHUNK": chunk, "BLOCK": block}
     c.launch(_ONE_HOT, "one_hot", args, [-(-x.size // (chunk * block))], [block], types={"T": x.dtype}, defines=defines)

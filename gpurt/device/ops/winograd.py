@@ -14,6 +14,7 @@ from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.conv_shape import Geometry
 from gpurt.device.ops.gemm import FLOAT32, gemm
 from gpurt.device.ops.matrices import Mat, Panels
+from gpurt.device.scalars import i32, i64
 
 TILE = 4
 _LANES = 16
@@ -63,10 +64,10 @@ def winograd(
     m = c.temp(FLOAT32, (36, g.filters, count * _LANES))
     items = 4 * c.info.compute_units
     per = max(-(-g.channels * count // items), 8)
-    sizes = [np.int32(s) for s in (tiles, rows, columns)]
+    sizes = [i32(s) for s in (tiles, rows, columns)]
     source = gpurt_kernels.text("batch.h") + gpurt_kernels.text("winograd.cl")
     c.launch(
-        source, "winograd_in", [planes, v, *sizes, np.int32(g.channels), np.int32(per)],
+        source, "winograd_in", [planes, v, *sizes, i32(g.channels), i32(per)],
         [count, -(-g.channels // per)], defines={"HAS_BIAS": 0},
     )  # fmt: skip
     right = Panels(v, (count * g.channels * _LANES,))
@@ -77,10 +78,10 @@ def winograd(
     text = ""
     if epilogue is not None and epilogue.fits(1):
         text, more = epilogue.text()
-        args += [np.int64(0), *more]
+        args += [i64(0), *more]
     per = max(-(-g.filters * count // items), 8)
     c.launch(
         text + source, "winograd_out",
-        [*args, *sizes, np.int32(g.filters), np.int32(g.out[1]), np.int32(g.out[2]), np.int32(per)],
+        [*args, *sizes, i32(g.filters), i32(g.out[1]), i32(g.out[2]), i32(per)],
         [count, -(-g.filters // per)], defines={"HAS_BIAS": int(bias is not None)},
     )  # fmt: skip

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from gpurt.graph.view import NodeView
-from gpurt.infer.arguments import F32, I32, STRING, Inputs, attr_dtype, content, ints, like, need
+from gpurt.infer.arguments import F32, I32, STRING, Inputs, attr_dtype, ints, like, need, number
 from gpurt.infer.shapes import text
 from gpurt.infer.table import rule
 from gpurt.spec import Spec, Unknown
+from gpurt.symbolic import Size
 
 # The attributes that Constant may hold its value in, and how each becomes an array.
 _VALUES: dict[str, Callable[[Any], np.ndarray]] = {
@@ -48,14 +49,14 @@ def range_length(start: float, limit: float, delta: float) -> int:
     """Number of elements of a Range. Raises ValueError where delta is 0."""
     if delta == 0:
         raise ValueError("Range: delta is 0")
+    if any(isinstance(n, Size) for n in (start, limit, delta)):
+        return max(-((start - limit) // delta), 0)  # type: ignore[return-value]
     return max(math.ceil((limit - start) / delta), 0)
 
 
 @rule("Range")
 def range_(node: NodeView, inputs: Inputs) -> list[Spec]:
-    start, limit, delta = (
-        content(node, inputs, i, name).reshape(()).item() for i, name in enumerate(("start", "limit", "delta"))
-    )
+    start, limit, delta = (number(node, inputs, i, name) for i, name in enumerate(("start", "limit", "delta")))
     return [like(need(node, inputs, 0), (range_length(start, limit, delta),))]
 
 

@@ -11,6 +11,7 @@ from gpurt.infer.arguments import I64, Inputs, ints, like, need, optional
 from gpurt.infer.shapes import Shape, axes, axis, broadcast, text
 from gpurt.infer.table import rule
 from gpurt.spec import Spec
+from gpurt.symbolic import Size
 
 
 def reshape_shape(shape: Shape, target: Shape, allowzero: bool = False) -> Shape:
@@ -110,6 +111,9 @@ def slice_bounds(start: int, end: int, step: int, size: int) -> tuple[int, int, 
     """First index, step and count of a Slice along an axis of the given size, after ONNX's clamping."""
     if step == 0:
         raise ValueError("Slice: a step is 0")
+    if step == 1 and any(isinstance(n, Size) for n in (start, end, size)):
+        first, last = (min(max(n + size if n < 0 else n, 0), size) for n in (start, end))
+        return first, 1, max(last - first, 0)
     # Python's slice clamps as ONNX asks, huge sentinels of either sign included.
     picked = range(size)[slice(start, end, step)]
     return picked.start, step, len(picked)
