@@ -48,6 +48,7 @@ PACKED = {
 
 def further() -> Iterator[Task]:
     """Operators without backend tests, and sizes that those do not reach: full tiles, ragged edges, several groups."""
+    import ml_dtypes
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -84,6 +85,7 @@ def further() -> Iterator[Task]:
         ((1, 8, 9, 9), (6, 4, 3, 3), {"group": 2, "dilations": (2, 2)}),
         ((1, 4, 21), (5, 4, 3), {"strides": (2,), "pads": (1, 1)}),
         ((1, 3, 5, 6, 7), (4, 3, 2, 2, 2), {}),
+        ((1, 32, 12, 13), (33, 32, 3, 3), {"pads": (1, 1, 1, 1)}),  # by Winograd's minimal filtering
     ):
         yield task("Conv", [f(*x), f(*w), f(w[0])], constant=(1, 2), **attrs)
         yield task("Conv", [f(*x), f(*w)], **attrs)
@@ -94,6 +96,8 @@ def further() -> Iterator[Task]:
     for op in ("Softmax", "LogSoftmax"):
         yield task(op, [f(3, 1100)])
         yield task(op, [f(2, 70, 19)], axis=1)
+    for narrow in (np.float16, ml_dtypes.bfloat16):
+        yield task("Softmax", [f(5, 11, 3).astype(narrow)], axis=1)
     yield task("ArgMax", [f(2, 1500)], axis=1)
     yield task("TopK", [f(2, 700), i(11)], 2)
     yield task("CumSum", [f(3, 1200), np.array(1, np.int64)])
