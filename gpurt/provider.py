@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
 import numpy as np
 
-from gpurt.errors import InvalidArgument
+from gpurt.errors import InvalidArgument, ProviderError
 from gpurt.graph.view import GraphView, NodeView
 from gpurt.spec import Spec
 from gpurt.symbolic import Size
@@ -425,16 +425,22 @@ class DeviceMemory(ABC):
         The caller keeps the reference for as long as the memory is used; then it may be freed.
         """
 
-    def view(self, ref: BufferRef) -> np.ndarray:
+    def view(self, ref: BufferRef) -> np.ndarray:  # noqa: ARG002
         """Where shares_host: the bytes of the memory, as the host sees them, uint8 of shape [ref.nbytes].
 
         Reading is right after synchronize, writing while nothing that is enqueued uses the memory.
         """
-        raise NotImplementedError(f"{type(self).__name__} shares no memory with the host")
+        raise self._apart()
 
-    def wrap(self, array: np.ndarray) -> BufferRef:
+    def wrap(self, array: np.ndarray) -> BufferRef:  # noqa: ARG002
         """Where shares_host: a contiguous host array at a 64-byte boundary as device memory; the array is kept."""
-        raise NotImplementedError(f"{type(self).__name__} shares no memory with the host")
+        raise self._apart()
+
+    def _apart(self) -> ProviderError:
+        return ProviderError(
+            f"{type(self).__name__} shares no memory with the host",
+            remedy="Leave shares_host unset, or implement view and wrap",
+        )
 
     def weights(self) -> int:
         """Optional: bytes of the constants that this provider's session holds on the device."""

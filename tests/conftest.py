@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -44,16 +46,20 @@ def make_model(
     return inferred
 
 
+def plugin() -> Any:
+    """The module of the simulated plug-in, which need not be installed."""
+    sys.path.insert(0, str(PLUGIN))
+    try:
+        return importlib.import_module("gpurt_sim")
+    finally:
+        sys.path.remove(str(PLUGIN))
+
+
 @pytest.fixture
 def sim() -> Iterator[str]:
     """The name of the simulated provider, registered without being installed."""
     from gpurt import registry
 
-    sys.path.insert(0, str(PLUGIN))
-    try:
-        from gpurt_sim import SimProvider
-    finally:
-        sys.path.remove(str(PLUGIN))
-    registry.register(SimProvider)
+    registry.register(plugin().SimProvider)
     yield "sim"
     registry.unregister("sim")

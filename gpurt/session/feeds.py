@@ -5,7 +5,7 @@ Values may be NumPy arrays, gpurt.Tensors, other libraries' arrays on the host o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,17 @@ class Elsewhere:
     device: str
 
 
+def check_names(names: Iterable[str], inputs: Sequence[GraphInput]) -> None:
+    """Raise InvalidArgument for a name that is none of the model's inputs."""
+    known = [i.name for i in inputs]
+    for name in names:
+        if name not in known:
+            raise InvalidArgument(
+                f"the model has no input {name!r}{suggest(str(name), known)}",
+                remedy=f"Its inputs are {', '.join(known) or 'none'}",
+            )
+
+
 def check_feeds(feeds: Mapping[str, Any], inputs: Sequence[GraphInput], optional: frozenset[str]) -> dict[str, Any]:
     """Feeds as the runtime wants them: native byte order, C-contiguous arrays on the host.
 
@@ -35,13 +46,7 @@ def check_feeds(feeds: Mapping[str, Any], inputs: Sequence[GraphInput], optional
     """
     if not isinstance(feeds, Mapping):
         raise InvalidArgument(f"the feeds are a {type(feeds).__name__}", remedy='Give a dictionary: {"x": array}')
-    known = {i.name: i for i in inputs}
-    for name in feeds:
-        if name not in known:
-            raise InvalidArgument(
-                f"the model has no input {name!r}{suggest(str(name), known)}",
-                remedy=f"Its inputs are {', '.join(known) or 'none'}",
-            )
+    check_names(feeds, inputs)
     checked: dict[str, Any] = {}
     for info in inputs:
         if info.name not in feeds:

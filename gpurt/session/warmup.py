@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from gpurt.dtypes import from_name
-from gpurt.errors import InvalidArgument, suggest
+from gpurt.errors import InvalidArgument
 from gpurt.loader import GraphInput
+from gpurt.session.feeds import check_names
 
 Shapes = Mapping[str, Sequence[int] | np.ndarray]
 """Input name -> shape, or the array itself where its content decides shapes."""
@@ -28,13 +29,7 @@ def zeros(shapes: Shapes, inputs: Sequence[GraphInput], optional: frozenset[str]
 
     Raises InvalidArgument for names that the model does not have, for shapes that are none, and where one is missing.
     """
-    known = {i.name: i for i in inputs}
-    for name in shapes:
-        if name not in known:
-            raise InvalidArgument(
-                f"the model has no input {name!r}{suggest(str(name), known)}",
-                remedy=f"Its inputs are {', '.join(known) or 'none'}",
-            )
+    check_names(shapes, inputs)
     feeds: dict[str, Any] = {}
     for info in inputs:
         given = shapes.get(info.name)

@@ -7,14 +7,6 @@ struct __attribute__((packed)) unaligned {
   float16 v;
 };
 #define LOAD16(p) (((const GLOBAL struct unaligned *)(p))->v)
-#ifdef EPILOGUE
-FN float16 epilogue16(const float16 v, const i64 e EPILOGUE_FORMALS) {
-  return (float16)(epilogue8(v.lo, e EPILOGUE_PASS), epilogue8(v.hi, e + 8 EPILOGUE_PASS));
-}
-#define FINISH16(v, p) epilogue16((v), e_first + ((p) - y_first) EPILOGUE_PASS)
-#else
-#define FINISH16(v, p) (v)
-#endif
 
 KFN(1, 1, 1) depthwise(
     INPUT(float, x), INPUT(float, w), TENSOR(float, y),

@@ -26,14 +26,6 @@ struct __attribute__((packed)) unaligned_sums {
 #define VECTOR_STORE T_IS_FLOAT
 #endif
 #define NR (16 * NV)
-#ifdef EPILOGUE
-FN float16 epilogue16(const float16 v, const i64 e EPILOGUE_FORMALS) {
-  return (float16)(epilogue8(v.lo, e EPILOGUE_PASS), epilogue8(v.hi, e + 8 EPILOGUE_PASS));
-}
-#define FINISH16(v, p) epilogue16((v), e_first + ((p) - y_first) EPILOGUE_PASS)
-#else
-#define FINISH16(v, p) (v)
-#endif
 
 #if A_CONTIGUOUS
 #define A_STEP 1

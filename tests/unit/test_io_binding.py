@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from bindings import run
 from conftest import make_model
 from onnx import TensorProto, helper
 
@@ -38,19 +39,6 @@ def spied(session, name):
 
     setattr(memory, name, spy)
     return sizes
-
-
-def run(session, inputs, outputs):
-    binding = session.io_binding()
-    for name, value in inputs.items():
-        binding.bind_ortvalue_input(name, value)
-    for name, value in outputs.items():
-        if isinstance(value, str):
-            binding.bind_output(name, value)
-        else:
-            binding.bind_ortvalue_output(name, value)
-    session.run_with_iobinding(binding)
-    return binding.get_outputs()
 
 
 def test_outputs_stay_on_a_device_and_are_fed_from_there(sim):

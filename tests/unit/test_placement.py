@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import PLUGIN, make_model
+from conftest import make_model, plugin
 from onnx import TensorProto, helper
 
 import gpurt
@@ -25,11 +24,7 @@ n = helper.make_node
 @pytest.fixture
 def fast():
     """A simulated accelerator that says it is fast, next to a host that says it is slow."""
-    sys.path.insert(0, str(PLUGIN))
-    try:
-        from gpurt_sim import SimProvider
-    finally:
-        sys.path.remove(str(PLUGIN))
+    SimProvider = plugin().SimProvider
 
     class Fast(SimProvider):
         name = "fast"

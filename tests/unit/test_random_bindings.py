@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gc
-import sys
 
 import numpy as np
 import pytest
-from conftest import PLUGIN
+from conftest import plugin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -26,11 +25,7 @@ KIND = TensorProto.FLOAT16
 @pytest.fixture(scope="module")
 def devices():
     """Two simulated devices, one in the host's memory; with aliases, and kernels that may work in place."""
-    sys.path.insert(0, str(PLUGIN))
-    try:
-        from gpurt_sim import SimProvider, SimUnit
-    finally:
-        sys.path.remove(str(PLUGIN))
+    SimProvider, SimUnit = plugin().SimProvider, plugin().SimUnit
 
     class Unit(SimUnit):
         def plan(self, inputs):

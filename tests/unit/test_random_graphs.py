@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import PLUGIN
+from conftest import plugin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -25,11 +24,7 @@ UNARY, BINARY = ("Relu", "Neg"), ("Add", "Mul", "Sub")
 @pytest.fixture(scope="module")
 def devices():
     """Three simulated devices that claim the nodes whose name ends in their letter."""
-    sys.path.insert(0, str(PLUGIN))
-    try:
-        from gpurt_sim import SimProvider
-    finally:
-        sys.path.remove(str(PLUGIN))
+    SimProvider = plugin().SimProvider
 
     def make(letter):
         class Part(SimProvider):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
-from conftest import PLUGIN, make_model
+from conftest import make_model, plugin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -24,11 +22,7 @@ F16, BOOL, I64 = TensorProto.FLOAT16, TensorProto.BOOL, TensorProto.INT64
 @pytest.fixture(scope="module")
 def sharing():
     """A simulated device in the host's memory, and one beside it; they claim the nodes with their letter."""
-    sys.path.insert(0, str(PLUGIN))
-    try:
-        from gpurt_sim import SimProvider
-    finally:
-        sys.path.remove(str(PLUGIN))
+    SimProvider = plugin().SimProvider
 
     class Shared(SimProvider):
         name = "shared"

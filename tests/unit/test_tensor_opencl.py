@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bindings import run
 from conftest import make_model
 from onnx import TensorProto, helper
 
@@ -52,19 +53,6 @@ def aligned(shape, dtype=np.float32, shift=0):
     raw = np.zeros(int(np.prod(shape)) * np.dtype(dtype).itemsize + 192, np.uint8)
     start = -raw.ctypes.data % 64 + shift
     return raw[start : start + int(np.prod(shape)) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
-
-
-def run(session, inputs, outputs):
-    binding = session.io_binding()
-    for name, value in inputs.items():
-        binding.bind_ortvalue_input(name, value)
-    for name, value in outputs.items():
-        if isinstance(value, str):
-            binding.bind_output(name, value)
-        else:
-            binding.bind_ortvalue_output(name, value)
-    session.run_with_iobinding(binding)
-    return binding.get_outputs()
 
 
 def round_trips(session):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -36,16 +37,18 @@ def _fits(m: MatchResult, w: ir.Value, b: ir.Value | None) -> MatchResult:
     return m if b is None or exact(b) is not None else m.fail("the bias is not constant")
 
 
-class _IntoConv(RewriteRule):
+class _IntoConv(RewriteRule, ABC):
     """What follows a convolution and is ``y * scale + shift`` for each channel becomes part of its weights."""
+
+    why = "fused into the convolution before it"
 
     def __init__(self, conv_type: str, op_type: str) -> None:
         self._conv_type, self._op_type = conv_type, op_type
         super().__init__()
 
+    @abstractmethod
     def affine(self, conv: ir.Node, op: ir.Node, c: ir.Value | None) -> Affine | None:
         """What is done to each channel; None where it is not the same for all elements of a channel."""
-        raise NotImplementedError
 
     def check(self, m: MatchResult, w: ir.Value, b: ir.Value | None, conv: ir.Node, node: ir.Node, c: Any) -> Any:
         if not _fits(m, w, b):
@@ -71,7 +74,6 @@ class ConvBNFusion(_IntoConv):
     """BatchNormalization(Conv(x, w, b)) -> Conv(x, w', b')."""
 
     name = "ConvBNFusion"
-    why = "fused into the convolution before it"
 
     def pattern(self, op: Any, x: Any, w: Any, b: Any, c: Any, bias: Any, mean: Any, var: Any) -> Any:
         y = getattr(op, self._conv_type)(x, w, b, _name="conv")
@@ -81,14 +83,17 @@ class ConvBNFusion(_IntoConv):
         return batch_norm(op)
 
 
-class ConvMulFusion(_IntoConv):
-    """Mul(Conv(x, w, b), c), Div(Conv(x, w, b), c) -> Conv(x, w', b')."""
-
-    name = "ConvMulFusion"
-    why = "fused into the convolution before it"
+class _Arithmetic(_IntoConv):
+    """An operator of two operands, the second a constant for each channel."""
 
     def pattern(self, op: Any, x: Any, w: Any, b: Any, c: Any) -> Any:
         return getattr(op, self._op_type)(getattr(op, self._conv_type)(x, w, b, _name="conv"), c, _name="node")
+
+
+class ConvMulFusion(_Arithmetic):
+    """Mul(Conv(x, w, b), c), Div(Conv(x, w, b), c) -> Conv(x, w', b')."""
+
+    name = "ConvMulFusion"
 
     def affine(self, conv: ir.Node, op: ir.Node, c: ir.Value | None) -> Affine | None:
         w = facts.array(conv.inputs[1])
@@ -98,14 +103,10 @@ class ConvMulFusion(_IntoConv):
         return Affine(factor if op.op_type == "Mul" else 1 / factor, np.zeros_like(factor))
 
 
-class ConvAddFusion(_IntoConv):
+class ConvAddFusion(_Arithmetic):
     """Add(Conv(x, w, b), c), Sub(Conv(x, w, b), c) -> Conv(x, w, b')."""
 
     name = "ConvAddFusion"
-    why = "fused into the convolution before it"
-
-    def pattern(self, op: Any, x: Any, w: Any, b: Any, c: Any) -> Any:
-        return getattr(op, self._op_type)(getattr(op, self._conv_type)(x, w, b, _name="conv"), c, _name="node")
 
     def affine(self, conv: ir.Node, op: ir.Node, c: ir.Value | None) -> Affine | None:
         w = facts.array(conv.inputs[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Final
 
 import numpy as np
@@ -93,16 +94,16 @@ class QDQPropagation(RewriteRule):
         return getattr(op, self._op_type)(q, *f.inputs[1:], _like=f)
 
 
-class _BeforeQuantize(RewriteRule):
+class _BeforeQuantize(RewriteRule, ABC):
     """What only cuts off what quantizing cuts off anyway goes."""
 
     level = GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     why = "quantizing cuts off as much"
     consumes = False
 
+    @abstractmethod
     def limits(self, cut: ir.Node) -> tuple[Any, Any]:
         """What is cut off below and above; None where it is not known."""
-        raise NotImplementedError
 
     def check(self, m: MatchResult, s: ir.Value, quant: ir.Node, cut: ir.Node) -> MatchResult:
         below, above = self.limits(cut)
