@@ -65,7 +65,7 @@ def winograd(
     items = 4 * c.info.compute_units
     per = max(-(-g.channels * count // items), 8)
     sizes = [i32(s) for s in (tiles, rows, columns)]
-    source = gpurt_kernels.text("batch.h") + gpurt_kernels.text("winograd.cl")
+    source = "".join(gpurt_kernels.text(n) for n in ("batch.h", "lanes16.h", "winograd.h", "winograd.cl"))
     c.launch(
         source, "winograd_in", [planes, v, *sizes, i32(g.channels), i32(per)],
         [count, -(-g.channels // per)], defines={"HAS_BIAS": 0},
