@@ -1,4 +1,4 @@
-"""Depthwise convolution with channels last: a filter sees one channel, so vectors of channels go through on their own."""
+"""Depthwise convolution with channels last: a filter sees one channel, so vectors of channels go through alone."""
 
 from __future__ import annotations
 
