@@ -12,12 +12,12 @@ from gpurt.device.driver import DeviceInfo
 from gpurt.device.epilogue import HEADS
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.channels_last.depthwise import depthwise
-from gpurt.device.ops.channels_last.tiles import LANES, tile_for
 from gpurt.device.ops.channels_last.winograd import Blocks, winograd
 from gpurt.device.ops.conv_shape import Geometry, geometry
 from gpurt.device.ops.gemm import I32_MAX
 from gpurt.device.scalars import i32, i64
 from gpurt.device.table import op
+from gpurt.device.tiles import LANES, tile_for
 from gpurt.graph.channels_last import DOMAIN
 from gpurt.graph.view import NodeView
 from gpurt.provider import Refused

@@ -13,11 +13,11 @@ import numpy as np
 import gpurt_kernels
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.channels_last.tiles import LANES, Tile, tile_for
 from gpurt.device.ops.conv_shape import Geometry
 from gpurt.device.ops.gemm import FLOAT32
 from gpurt.device.ops.winograd import TILE, filters_of
 from gpurt.device.scalars import i32, i64
+from gpurt.device.tiles import LANES, Tile, tile_for
 
 _CACHE = 512 * 1024  # bytes of a core's second-level cache that a block's operands and products should not exceed
 _FILTERS = 5  # tiles that could be computed while a block's filters are read

@@ -1,8 +1,8 @@
-"""Register tiles of the products with channels last."""
+"""Register tiles of products in the CPU class."""
 
 from __future__ import annotations
 
-from gpurt.device.ops.channels_last.tiles import tile_for
+from gpurt.device.tiles import tile_for
 
 
 def test_tiles_fit_what_is_to_be_computed() -> None:

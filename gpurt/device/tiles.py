@@ -1,4 +1,4 @@
-"""Register tiles of the products with channels last: rows by vectors of 16 columns that are summed at a time.
+"""Register tiles of products in the CPU class: rows by vectors of 16 columns that are summed at a time.
 
 The sums of a tile must be enough to hide an addition's latency and few enough to stay in registers: 32 of AVX-512, or
 16 of half the width. What a tile loses against the best was measured on such CPUs, over the layers of ResNet-50.
