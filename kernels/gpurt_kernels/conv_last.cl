@@ -2,7 +2,8 @@
 
    MR pixels by NV vectors of 16 filters are summed at a time. A pixel's channels lie side by side, and where taps are
    neighbours a row of them does too, so nothing is copied or padded first: what lies outside of the image is read from
-   a row of zeros instead. Filters are packed: w[group][panel][kh][kw][channel][16], filled up with zeros. */
+   a row of zeros instead. POINTWISE is the case of one tap and stride 1, where rows are the input's pixels. Filters are
+   packed: w[group][panel][kh][kw][channel][16], filled up with zeros. */
 
 /* acc += the products of `run` values of each of MR pixels, at p, with the filters at f, which moves on. */
 #define PRODUCTS(run)                                                        \
@@ -44,16 +45,27 @@ KFN(1, 1, 1) conv_last(
 #endif
   const i32 first = GROUP(1) * rows;
   const i32 stop = first + rows < pixels ? first + rows : pixels;
+#if !POINTWISE
   i32 ow = first % OW, oh = first / OW % OH, image = first / OW / OH;
+#endif
   for (i32 m = first; m < stop; m += MR) {
     float16 acc[MR][NV];
+#pragma unroll
+    for (i32 i = 0; i < MR; i++)
+#pragma unroll
+      for (i32 j = 0; j < NV; j++) acc[i][j] = (float16)(0.0f);
+    const GLOBAL float *restrict f = w;
+#if POINTWISE
+    const GLOBAL float *restrict p[MR];
+#pragma unroll
+    for (i32 i = 0; i < MR; i++) p[i] = x + (i64)(m + i < stop ? m + i : stop - 1) * C;
+    PRODUCTS(channels)
+#else
     i32 at_h[MR], at_w[MR];
     const GLOBAL float *at[MR];
     i32 inside = 1; /* whether rows of taps lie in the image from end to end */
 #pragma unroll
     for (i32 i = 0; i < MR; i++) {
-#pragma unroll
-      for (i32 j = 0; j < NV; j++) acc[i][j] = (float16)(0.0f);
       at_h[i] = oh * stride_h - begin_h;
       at_w[i] = ow * stride_w - begin_w;
       at[i] = x + (((i64)image * H + at_h[i]) * W + at_w[i]) * C;
@@ -66,7 +78,6 @@ KFN(1, 1, 1) conv_last(
         }
       }
     }
-    const GLOBAL float *restrict f = w;
     for (i32 kh = 0; kh < KH; kh++) {
       const i32 h = kh * dilation_h;
 #if NEIGHBOURS
@@ -90,6 +101,7 @@ KFN(1, 1, 1) conv_last(
         PRODUCTS(channels)
       }
     }
+#endif
 #pragma unroll
     for (i32 i = 0; i < MR; i++) {
       if (m + i >= stop) continue;

@@ -98,6 +98,7 @@ def _direct(c: Lowering, g: Geometry, x: Ref, y: Ref, bias: Ref | None) -> None:
             "MR": tile.rows,
             "NV": tile.vectors,
             "HAS_BIAS": int(bias is not None),
+            "POINTWISE": int(all(v == 1 for v in (*g.kernel, *g.stride)) and not any(g.begin) and not any(g.end)),
             "NEIGHBOURS": int(g.group == 1 and g.dilation[2] == 1 and g.kernel[2] > 1),
         },
     )
