@@ -15,7 +15,7 @@ from typing import Final
 import onnx_ir as ir
 
 from gpurt.graph.channels_last import to_first, to_last
-from gpurt.layout.turn import Data, Turn, as_reshape, rank_of
+from gpurt.layout.turn import Data, Turn, idle_axes, rank_of
 from gpurt.optimizer import facts
 from gpurt.partitioner.assignment import Net, Problem, solve
 
@@ -25,7 +25,8 @@ FIXED: Final = 0
 LAUNCH: Final = 16384.0
 """What a Transpose costs besides its bytes: a launch is worth so many bytes of copying."""
 
-_VIEW: Final = 64.0  # a Reshape in place of a Transpose: free, but not wanted for nothing
+_VIEW: Final = 64.0  # a view in place of a Transpose: free, but not wanted for nothing
+_NEAR: Final = 16  # nodes that are looked at for a gain
 _REST: Final = 1.0  # what nothing is gained by stays as it is
 
 
@@ -112,13 +113,27 @@ def _vertices(
         perm = facts.attr(node, "perm") or list(range(rank))[::-1]
         cost = price(node.inputs[0], level.nbytes)
         positions[node] = [0]
-        if tuple(perm) == to_last(rank):
+        if tuple(perm) == to_last(rank) and not (rank == 3 and _before_gain(level, node)):
             enter[node] = vertex(cost, 0.0)
         elif tuple(perm) == to_first(rank):
             leave[node] = vertex(cost, 0.0)
         else:
             enter[node], leave[node] = vertex(0.0, _REST), vertex(0.0, _REST)
     return enter, leave, positions, unary
+
+
+def _before_gain(level: Level, node: ir.Node) -> bool:
+    """Whether a node that gains follows a Transpose soon: one of rank 3 may begin a region as well as end one."""
+    reached, near = [node], 0
+    while near < min(len(reached), _NEAR):
+        for value in reached[near].outputs:
+            for user, _ in value.uses():
+                if level.saved.get(user, 0.0) > 0:
+                    return True
+                if user in level.turns and not level.turns[user].exit:
+                    reached.append(user)
+        near += 1
+    return False
 
 
 def _nets(
@@ -145,6 +160,6 @@ def values(graph: ir.Graph, readers: Iterable[ir.Node]) -> list[ir.Value]:
 
 def price(value: ir.Value | None, nbytes: Mapping[str, float]) -> float:
     """What it costs to turn a value, or to turn it back: it is read and written."""
-    if value is None or (as_reshape(value, back=False) is not None and as_reshape(value, back=True) is not None):
+    if value is None or idle_axes(value):
         return _VIEW
     return 2.0 * nbytes.get(value.name or "", 0.0) + LAUNCH

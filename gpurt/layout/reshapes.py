@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gpurt.graph.channels_last import to_last
-from gpurt.layout.turn import Data, Made, Operand, Step, Turn, keeps_order, rank_of, rule
+from gpurt.layout.turn import Data, Made, Operand, Step, Turn, idle_axes, rank_of, rule
 from gpurt.optimizer import facts
 
 _WEIGHTS: Final = 32 << 20  # bytes of a matrix whose rows are put into another order; a larger one costs start-up time
@@ -25,7 +25,7 @@ def flatten(node: ir.Node) -> Turn | None:
     if x is None or not rank or facts.attr(node, "axis", 1) != 1:
         return None
     step = Step("Flatten", [Data(x)], like=node)
-    if keeps_order(x):
+    if idle_axes(x):
         return Turn([step], exit=True)
     fixes = _before_product(node, x)
     return None if fixes is None else Turn([step], exit=True, fixes=fixes)
@@ -35,17 +35,22 @@ def flatten(node: ir.Node) -> Turn | None:
 def reshape(node: ir.Node) -> Turn | None:
     x, rank = node.inputs[0], rank_of(node.inputs[0])
     found = _shuffled(node)
-    if found is not None or x is None or not rank or facts.attr(node, "allowzero", 0):
+    if found is not None or x is None or not rank or _empties(node):
         return found
     target = facts.ints(node.inputs[1])
     if target is not None and all(t != 0 or i == 0 for i, t in enumerate(target)):
         step = Step("Reshape", [Data(x), node.inputs[1]], like=node)
-        if keeps_order(x):
+        if idle_axes(x):
             return Turn([step], exit=True)
         fixes = _before_product(node, x)
         if fixes is not None:
             return Turn([step], exit=True, fixes=fixes)
     return _spatial(node, x)
+
+
+def _empties(node: ir.Node) -> bool:
+    """Whether a 0 in a Reshape's target may stand for an empty axis."""
+    return bool(facts.attr(node, "allowzero", 0)) and 0 in (facts.ints(node.inputs[1]) or [0])
 
 
 def _before_product(node: ir.Node, x: ir.Value) -> list[tuple[ir.Node, int, Callable[[], np.ndarray]]] | None:
@@ -85,7 +90,8 @@ def _spatial(node: ir.Node, x: ir.Value) -> Turn | None:
     sizes = [s if isinstance(s, int) else -1 for s in outs[2:]]
     if sizes.count(-1) > 1:
         return None
-    return Turn([Step("Reshape", [Data(x), np.array([0, *sizes, ins[1]], _I64)], like=node)])
+    turned = np.array([ins[0] if isinstance(ins[0], int) else 0, *sizes, ins[1]], _I64)
+    return Turn([Step("Reshape", [Data(x), turned], {"allowzero": None}, like=node)])
 
 
 @rule("DepthToSpace", "SpaceToDepth")
@@ -152,7 +158,7 @@ def _parts(node: ir.Node, ins: Sequence[Token]) -> list[Token] | None:
     target, known = facts.ints(node.inputs[1]), facts.symbols(node.outputs[0])
     if target is None:
         return None if known is None or None in known else [k for k in known if k is not None]
-    if facts.attr(node, "allowzero", 0) or any(t == 0 and i >= len(ins) for i, t in enumerate(target)):
+    if _empties(node) or any(t == 0 and i >= len(ins) for i, t in enumerate(target)):
         return None
     found: list[Token] = [ins[i] if t == 0 else t for i, t in enumerate(target)]
     if -1 in found:

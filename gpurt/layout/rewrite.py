@@ -11,7 +11,7 @@ import onnx_ir as ir
 from gpurt import dtypes
 from gpurt.graph.channels_last import DOMAIN, to_first, to_last
 from gpurt.layout.choice import Choice, Level
-from gpurt.layout.turn import Data, Made, Operand, Turn, as_reshape
+from gpurt.layout.turn import Data, Made, Operand, Turn, idle_axes, places
 from gpurt.loader import Names
 from gpurt.loader.opsets import since
 from gpurt.optimizer import facts
@@ -76,13 +76,10 @@ class Rewriter:
                 new.name = self._names.node(f"{node.name}_{step.op_type}")
                 new.outputs[0].name = self._names.value(f"{new.name}_out")
                 new.outputs[0].type = _typed(step.dtype) if step.dtype is not None else node.outputs[0].type
-            self._owners[new.name or ""] = owner
-            self._graph.insert_before(node, new)
+            self._put(new, node, owner)
             made.append(new)
         for reader, at, content in turn.fixes:
-            constant = facts.constant(content(), self._names.value(f"{reader.inputs[at].name}_channels_last"))  # type: ignore[union-attr]
-            self._graph.register_initializer(constant)
-            reader.replace_input_with(at, constant)
+            reader.replace_input_with(at, self._constant(content(), f"{reader.name}_channels_last"))
         for old, new_value in zip(node.outputs, made[-1].outputs, strict=True):
             if facts.absent(old):
                 new_value.name = ""
@@ -99,10 +96,8 @@ class Rewriter:
         if isinstance(operand, Data):
             return self._last(operand.value, node)
         if isinstance(operand, np.ndarray):
-            constant = facts.constant(np.ascontiguousarray(operand).reshape(operand.shape),
-                                      self._names.value(f"{node.name}_channels_last"))  # fmt: skip
-            self._graph.register_initializer(constant)
-            return constant
+            content = np.ascontiguousarray(operand).reshape(operand.shape)  # which makes 0-d arrays 1-d
+            return self._constant(content, f"{node.name}_channels_last")
         return None if operand is None else self._current(operand)
 
     def _transpose(self, node: ir.Node) -> None:
@@ -126,11 +121,11 @@ class Rewriter:
             new = self._node("Identity" if identity else "Transpose", [source], {} if identity else {"perm": now})
             new.name, made = node.name, new.outputs[0]
             new.meta.update(node.meta)
-            self._graph.insert_before(node, new)
+            self._put(new, node, self._owners[node.name or ""])
             self.turned.append(new)
         self._gone.append(node)
         if not makes:
-            self._stand_for(old, made)
+            self._stand_for(old, made, fresh=made is not source)
         elif made is source:
             self._turned[old] = made
             self._natural_too(old, made, node)
@@ -167,9 +162,9 @@ class Rewriter:
             self._stand_for(old, natural)
             self._turned[natural] = turned
 
-    def _stand_for(self, old: ir.Value, new: ir.Value) -> None:
-        """Let a value take the place of another one, its name included if nobody has given it one."""
-        if not new.name:
+    def _stand_for(self, old: ir.Value, new: ir.Value, *, fresh: bool = True) -> None:
+        """Let a value take the place of another one, its name included if it is a fresh one."""
+        if fresh:
             new.name, old.name = old.name, self._names.value(f"{old.name}_replaced")
             new.type, new.shape = old.type, old.shape
         old.replace_all_uses_with(new, replace_graph_outputs=True)
@@ -181,19 +176,32 @@ class Rewriter:
         """The value in the other layout: a Transpose, or a Reshape where no element moves."""
         original = value if like is None else like
         rank = facts.rank(original) or 0
-        target = as_reshape(original, back=back)
-        if target is not None:
-            shape = facts.constant(np.array(target, np.int64), self._names.value(f"{original.name}_shape"))
-            self._graph.register_initializer(shape)
-            node = self._node("Reshape", [value, shape])
-        else:
+        name = f"{original.name}_{'channels_first' if back else 'channels_last'}"
+        idle = idle_axes(original)
+        if not idle:
             node = self._node("Transpose", [value], {"perm": list(to_first(rank) if back else to_last(rank))})
-        node.name = self._names.node(f"{original.name}_{'channels_first' if back else 'channels_last'}")
-        if target is None:
+            node.name = self._names.node(name)
             self.transposes[node.name] = self._level.nbytes.get(original.name or "", 0.0)
-        self._owners[node.name] = owner
-        self._graph.insert_before(before, node)
+        else:
+            # One size may be unknown for each axis, so a Reshape could not say it.
+            gone, new = (places(idle, rank), idle) if back else (idle, places(idle, rank))
+            squeezed = self._node("Squeeze", [value, self._constant(np.array(gone, np.int64), name)])
+            squeezed.name = self._names.node(f"{name}_Squeeze")
+            self._put(squeezed, before, owner)
+            squeezed.outputs[0].name, squeezed.outputs[0].type = self._names.value(f"{name}_squeezed"), original.type
+            node = self._node("Unsqueeze", [squeezed.outputs[0], self._constant(np.array(new, np.int64), name)])
+            node.name = self._names.node(name)
+        self._put(node, before, owner)
         return node.outputs[0]
+
+    def _put(self, node: ir.Node, before: ir.Node, owner: int) -> None:
+        self._graph.insert_before(before, node)
+        self._owners[node.name or ""] = owner
+
+    def _constant(self, content: np.ndarray, name: str) -> ir.Value:
+        constant = facts.constant(content, self._names.value(name))
+        self._graph.register_initializer(constant)
+        return constant
 
     def _node(
         self, op_type: str, inputs: list[ir.Value | None], attrs: Mapping[str, Any] | None = None, domain: str = "",

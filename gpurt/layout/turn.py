@@ -150,24 +150,9 @@ def order_after(gone: set[int], rank: int) -> bool | None:
     return True if found == [left[i] for i in to_last(len(left))] and len(left) >= 3 else None
 
 
-def keeps_order(value: ir.Value | None) -> bool:
-    """Whether turning a value moves no element: one channel, or one place."""
+def idle_axes(value: ir.Value | None) -> list[int]:
+    """Axes of one element beside which turning a value moves no data: the channels' or all others'; [] if it does."""
     dims = facts.dims(value)
     if dims is None or len(dims) < 3:
-        return False
-    moved = [a for a in to_last(len(dims)) if dims[a] != 1]
-    return moved == sorted(moved)
-
-
-def as_reshape(value: ir.Value | None, *, back: bool) -> list[int] | None:
-    """The target of a Reshape that turns a value, or turns it back; None where it moves data or a size is missing."""
-    dims = facts.dims(value)
-    if dims is None or not keeps_order(value):
-        return None
-    order = to_last(len(dims))
-    given, wanted = ([dims[a] for a in order], dims) if back else (dims, [dims[a] for a in order])
-    target = [0 if d is None and given[i] is None else -1 if d is None else d for i, d in enumerate(wanted)]
-    if 0 in [d for d in dims if d is not None] or target.count(-1) > 1:
-        return None
-    # A 0 copies the size at its own position, which is the right one where it is the first: a batch.
-    return target if all(t != 0 or i == 0 for i, t in enumerate(target)) else None
+        return []
+    return [1] if dims[1] == 1 else list(range(2, len(dims))) if all(d == 1 for d in dims[2:]) else []

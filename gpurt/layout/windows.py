@@ -1,4 +1,4 @@
-"""Convolutions, pools and resizing."""
+"""Convolutions, pools, normalizations along channels, and resizing."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ def window(node: ir.Node) -> Turn | None:
     if x is None or not rank_of(x) or any(facts.wanted(v) for v in node.outputs[1:] if not facts.absent(v)):
         return None  # MaxPool's indices count in the model's own layout
     if facts.attr(node, "storage_order", 0):
+        return None
+    return Turn([Step(node.op_type, [Data(x), *rest(node)], domain=DOMAIN, like=node)])
+
+
+@rule("GroupNormalization", "InstanceNormalization", "LRN")
+def normalization(node: ir.Node) -> Turn | None:
+    x = node.inputs[0]
+    if x is None or not rank_of(x):
         return None
     return Turn([Step(node.op_type, [Data(x), *rest(node)], domain=DOMAIN, like=node)])
 
