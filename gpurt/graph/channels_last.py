@@ -1,8 +1,8 @@
 """The internal domain of operators whose data have the channels last, and the permutations between the layouts.
 
-``Conv``, ``ConvTranspose``, ``MaxPool``, ``AveragePool`` and ``LpPool`` of this domain have the attributes, weights and
-bias of ONNX's newest ones. Data and result are [N, spatial ..., C]; MaxPool has one output. The optimizer makes them at
-level layout, for providers that prefer them; no file holds them.
+Its operators have the attributes and the other inputs of ONNX's newest ones: weights [M, C/group, kernel ...], a scale
+for each channel. Data and result are [N, spatial ..., C]; MaxPool has one output. The optimizer makes them at level
+layout, for providers that prefer them and as far as these have kernels for them; no file holds them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,18 @@ from typing import Final
 DOMAIN: Final = "gpurt.channels_last"
 """The domain; its only version is 1."""
 
-OPERATORS: Final = frozenset({"AveragePool", "Conv", "ConvTranspose", "LpPool", "MaxPool"})
+OPERATORS: Final = frozenset(
+    {
+        "AveragePool",
+        "Conv",
+        "ConvTranspose",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LRN",
+        "LpPool",
+        "MaxPool",
+    }
+)
 """What there is in it."""
 
 

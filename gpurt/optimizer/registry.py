@@ -29,6 +29,10 @@ GROUP: Final = "gpurt.transformers"
 """Entry points of plug-ins: a GraphTransformer or RewriteRule, its class, or a function that returns several."""
 
 
+AFTER_PLACEMENT: Final = ("ChannelsLast",)
+"""Optimizations that run when nodes have their providers (gpurt.layout); disabled_optimizers may name them too."""
+
+
 def transformers(
     extra: Iterable[Any] = (), *, plugins: bool = True
 ) -> tuple[list[GraphTransformer], list[RewriteRule]]:
@@ -86,7 +90,7 @@ def optimize(
     """
     passes, rules = transformers((*_brought(providers or ()), *extra))
     off = frozenset(disabled)
-    check_names(off, [*(p.name for p in passes), *(r.name for r in rules), RuleSet.name])
+    check_names(off, [*(p.name for p in passes), *(r.name for r in rules), RuleSet.name, *AFTER_PLACEMENT])
     if level == GraphOptimizationLevel.ORT_DISABLE_ALL:
         return Report([], [])
     chosen = [r for r in rules if r.name not in off and level_of(r) <= level]

@@ -16,6 +16,9 @@ import onnx
 from gpurt import logs, registry
 from gpurt.autodiff import differentiate
 from gpurt.errors import InvalidArgument, suggest
+from gpurt.layout import LEVEL as LAYOUT
+from gpurt.layout import NAME as CHANNELS_LAST
+from gpurt.layout import channels_last
 from gpurt.loader import GraphInput, Views, load
 from gpurt.optimizer import optimize
 from gpurt.optimizer.settle import settle
@@ -129,6 +132,8 @@ class InferenceSession:
         self._decisions.removed = [asdict(r) for r in removed]
         self._decisions.applied = [{**asdict(a), "kind": str(a.kind), "level": int(a.level)} for a in report.applied]
         self._decisions.misses = [{"rule": m.rule, "node": m.node, "reason": m.reason} for m in report.misses]
+        if options.graph_optimization_level >= LAYOUT and CHANNELS_LAST not in disabled:
+            channels_last(loaded.model, self._providers, owners, groups, names, expected_shapes, self._decisions)
         if appended:
             check_strict(loaded.model, owners, self._providers.index(host), self._decisions)
         times["partition"] = time.perf_counter()

@@ -35,6 +35,9 @@ CASES = {
     "average": ("AveragePool", (1, 3, 9, 8), None, False, {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1)}),
     "average with pads": ("AveragePool", (1, 3, 9, 8), None, False,
                           {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1), "count_include_pad": 1}),
+    "local response": ("LRN", (1, 7, 4, 5), None, False, {"size": 3}),
+    "instances": ("InstanceNormalization", (2, 4, 5, 6), (4,), True, {}),
+    "groups": ("GroupNormalization", (2, 6, 5, 4), (6,), True, {"num_groups": 3}),
     "lp": ("LpPool", (1, 3, 9, 8), None, False, {"kernel_shape": (2, 2), "p": 3}),
 }  # fmt: skip
 
@@ -45,7 +48,7 @@ def arrays(name):
     made = [draw.standard_normal(shape).astype(np.float32)]
     if weights:
         made.append(draw.standard_normal(weights).astype(np.float32))
-        filters = weights[0] if op_type == "Conv" else weights[1] * attrs.get("group", 1)
+        filters = weights[1] * attrs.get("group", 1) if op_type == "ConvTranspose" else weights[0]
         if biased:
             made.append(draw.standard_normal(filters).astype(np.float32))
     return op_type, made, attrs

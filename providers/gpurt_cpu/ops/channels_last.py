@@ -14,6 +14,7 @@ import numpy as np
 from gpurt.graph.channels_last import DOMAIN
 from gpurt_cpu.ops.common import lifted
 from gpurt_cpu.ops.conv import conv, conv_transpose
+from gpurt_cpu.ops.norm import group_normalization, instance_normalization, lrn
 from gpurt_cpu.ops.pool import average_pool, lp_pool, max_pool
 from gpurt_cpu.ops.table import Array, op
 
@@ -45,3 +46,6 @@ op("ConvTranspose", domain=DOMAIN)(_turned(conv_transpose))
 op("MaxPool", domain=DOMAIN)(_turned(max_pool))
 op("AveragePool", domain=DOMAIN)(_turned(average_pool))
 op("LpPool", domain=DOMAIN)(_turned(lp_pool))
+op("LRN", domain=DOMAIN)(_turned(lrn))
+op("InstanceNormalization", domain=DOMAIN)(_turned(instance_normalization))
+op("GroupNormalization", domain=DOMAIN)(_turned(group_normalization))
