@@ -16,6 +16,7 @@ from gpurt import logs
 from gpurt.device.driver import DeviceInfo, Driver, SharingDriver, TimingDriver
 from gpurt.device.fusion import groups
 from gpurt.device.handed_on import HANDED_ON
+from gpurt.device.preference import preference
 from gpurt.device.table import TABLE, OpTable
 from gpurt.device.unit import KernelUnit
 from gpurt.device.weights import Constants
@@ -108,6 +109,10 @@ class DeviceProvider(Provider, DeviceMemory):
         """One unit a node, elementwise chains fused into one."""
         made: Iterable[DeviceUnit | tuple[NodeView, ...]] = groups(self, partition)
         return [KernelUnit(self, g[0]) if isinstance(g, tuple) else g for g in made]
+
+    def channels_last(self, node: NodeView) -> float:
+        """In the CPU class convolutions and pools are faster so."""
+        return preference(node, self.info)
 
     def identity(self) -> str:
         """The facts of the device, its driver's version among them."""

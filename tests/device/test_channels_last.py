@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from test_conv import conv
 
+import gpurt
 from gpurt.device.ops.channels_last.winograd import Blocks
 from gpurt.device.ops.conv_shape import geometry
 from gpurt.device.provider import DeviceProvider
@@ -135,3 +137,40 @@ def test_filters_that_are_computed_are_refused(provider: DeviceProvider) -> None
 
     with pytest.raises(Refused, match="computed"):
         run_op(provider, "Conv", [f(1, 5, 5, 3), f(4, 3, 3, 3)], domain=DOMAIN)
+
+
+@pytest.mark.parametrize(
+    ("w", "attrs"),
+    [((32, 32, 3, 3), {"pads": [1] * 4}), ((40, 32, 1, 1), {}), ((32, 1, 3, 3), {"group": 32, "pads": [1] * 4})],
+    ids=["winograd", "direct", "depthwise"],
+)
+def test_what_follows_is_done_before_the_store(
+    provider: DeviceProvider, w: tuple[int, ...], attrs: dict[str, Any]
+) -> None:
+    n, x, filters, b = helper.make_node, f(2, 19, 23, 32), f(*w), f(w[0], 1, 1)
+    nodes = [
+        n("Transpose", ["x"], ["p"], perm=[0, 3, 1, 2]),
+        n("Conv", ["p", "w"], ["c"], **attrs),
+        n("HardSwish", ["c"], ["r"]),
+        n("Conv", ["p", "v"], ["d"], **attrs),
+        n("Mul", ["d", "b"], ["e"]),
+        n("Add", ["e", "r"], ["s"]),
+        n("Relu", ["s"], ["t"]),
+        n("Transpose", ["t"], ["y"], perm=[0, 2, 3, 1]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(a, k) for k, a in {"w": filters, "v": -filters, "b": b}.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    options = gpurt.SessionOptions(partitioning="greedy")
+    session = gpurt.InferenceSession(proto, options, providers=[("opencl", {"kernel_class": "cpu"}), "cpu"])
+    (got,) = session.run(None, {"x": x})
+    (want,) = gpurt.InferenceSession(proto, providers=["cpu"]).run(None, {"x": x})
+    np.testing.assert_allclose(got, want, atol=3e-5 * np.abs(want).max())
+    (plan,) = session._runner.plans()
+    kernels = [k for step in plan._draft.steps if hasattr(step, "plan") for k in step.plan.kernels]
+    assert [k.endswith("_last") for k in kernels] == [True, True]
