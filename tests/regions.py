@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from conftest import make_model
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 F32 = TensorProto.FLOAT
 INT = np.int64
@@ -47,7 +46,20 @@ class Net:
         return self.add("Relu", self.add("Add", self.conv(y, channels, channels), x))
 
     def model(self, *outputs: str) -> onnx.ModelProto:
-        return make_model(self.nodes, {"x": (F32, list(self.shape))}, list(outputs), self.constants)
+        """The network as a model with one input, "x"."""
+        graph = helper.make_graph(
+            self.nodes,
+            "test",
+            [helper.make_tensor_value_info("x", F32, list(self.shape))],
+            [onnx.ValueInfoProto(name=name) for name in outputs],
+            [numpy_helper.from_array(a, n) for n, a in self.constants.items()],
+        )
+        opsets = [helper.make_opsetid("", 21)]
+        model = shape_inference.infer_shapes(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+        for out in model.graph.output:
+            if not out.type.WhichOneof("value"):
+                out.type.CopyFrom(helper.make_tensor_type_proto(F32, None))
+        return model
 
     def feed(self, *shape: int) -> dict[str, np.ndarray]:
         return {"x": self.rng.standard_normal(shape or self.shape).astype(np.float32)}
