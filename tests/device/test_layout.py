@@ -49,7 +49,7 @@ def test_stands_between_convolutions(provider: DeviceProvider, what: str) -> Non
     assert layout["preferred"] == 2
     assert layout["kept"] == 0
     assert {n["provider"] for n in told["nodes"]} == {"opencl"}
-    if not any(o in what for o in ("LRN", "InstanceNormalization", "LpPool")):  # they have no such kernel
+    if not any(o in what for o in ("InstanceNormalization", "LpPool")):  # they have no such kernel
         assert layout["transposes"] == 2
 
 
