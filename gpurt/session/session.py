@@ -131,11 +131,12 @@ class InferenceSession:
         self._decisions.removed = [asdict(r) for r in removed]
         self._decisions.applied = [{**asdict(a), "kind": str(a.kind), "level": int(a.level)} for a in report.applied]
         self._decisions.misses = [{"rule": m.rule, "node": m.node, "reason": m.reason} for m in report.misses]
-        if options.graph_optimization_level >= LAYOUT and CHANNELS_LAST not in disabled:
-            channels_last(loaded.model, self._providers, owners, groups, names, expected_shapes, self._decisions)
         if appended:
             check_strict(loaded.model, owners, self._providers.index(host), self._decisions)
         times["partition"] = time.perf_counter()
+        if options.graph_optimization_level >= LAYOUT and CHANNELS_LAST not in disabled:
+            channels_last(loaded.model, self._providers, owners, groups, names, expected_shapes, self._decisions)
+        times["layout"] = time.perf_counter()
         self._inputs: list[GraphInput] = loaded.inputs
         self._outputs: list[GraphInput] = loaded.outputs
         self._overridable = loaded.overridable

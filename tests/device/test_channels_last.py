@@ -174,3 +174,20 @@ def test_what_follows_is_done_before_the_store(
     (plan,) = session._runner.plans()
     kernels = [k for step in plan._draft.steps if hasattr(step, "plan") for k in step.plan.kernels]
     assert [k.endswith("_last") for k in kernels] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("shape", "attrs"),
+    [
+        ((2, 64, 5, 7), {"size": 5}),
+        ((1, 37, 3, 3), {"size": 4, "alpha": 0.5, "beta": 0.6, "bias": 2.0}),
+        ((1, 16, 9), {"size": 3, "alpha": 0.1}),
+        ((1, 3, 4, 4), {"size": 7, "alpha": 1.0}),
+        ((3, 5, 2, 2), {"size": 1, "alpha": 1.0, "beta": 2.0}),
+    ],
+)
+def test_local_response(provider: DeviceProvider, shape: tuple[int, ...], attrs: dict[str, Any]) -> None:
+    x = f(*shape)
+    (y,) = run_op(provider, "LRN", [last(x)], attrs, domain=DOMAIN)
+    (want,) = run_op(provider, "LRN", [x], attrs)
+    np.testing.assert_allclose(first(y), want, rtol=2e-5, atol=1e-6)

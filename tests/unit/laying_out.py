@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx
+from regions import Net
 
 import gpurt
 from gpurt import registry
@@ -93,3 +94,12 @@ def same_values(model: onnx.ModelProto, *feeds: dict[str, np.ndarray], tolerance
 
 
 CONV = f"{DOMAIN}.Conv"
+
+
+def check(net: Net, *outputs: str, transposes: int, feeds: Any = None) -> Laid:
+    """Fail unless the values stay and so many Transposes are left; what became of the model."""
+    model = net.model(*outputs)
+    same_values(model, *(feeds or [net.feed()]))
+    found = laid_out(model)
+    assert found.transposes == transposes, found.layouts
+    return found

@@ -1,5 +1,5 @@
-"""Convolutions and pools over data with channels last, in the CPU class."""
+"""Convolutions, pools and LRN over data with channels last, in the CPU class."""
 
-from gpurt.device.ops.channels_last import conv, pool
+from gpurt.device.ops.channels_last import conv, lrn, pool
 
-__all__ = ["conv", "pool"]
+__all__ = ["conv", "lrn", "pool"]
