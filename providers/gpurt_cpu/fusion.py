@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -10,7 +11,9 @@ import numpy as np
 from gpurt.errors import GpurtError, RuntimeException
 from gpurt.graph.view import GraphView, NodeView, ValueView
 from gpurt_cpu.blockwise import Chain, Step
+from gpurt_cpu.memory import Empty
 from gpurt_cpu.ops import lookup
+from gpurt_cpu.ops.channels_last import Convolution
 from gpurt_cpu.ops.table import Array
 from gpurt_cpu.steps import affine, compute_for, constant
 
@@ -52,7 +55,7 @@ def groups(partition: GraphView) -> list[list[NodeView]]:
                     inside.update(members.pop(by_result.pop(name)))
                     found = True
         members[number] = sorted(inside)
-        if elementwise[number] or _is_product(node):
+        if elementwise[number] or is_product(node):
             by_result[node.outputs[0].name] = number  # type: ignore[union-attr]
     return [[nodes[i] for i in members[last]] for last in sorted(members)]
 
@@ -64,7 +67,8 @@ def is_elementwise(node: NodeView) -> bool:
     return _normalization(node) is not None or compute_for(node) is not None
 
 
-def _is_product(node: NodeView) -> bool:
+def is_product(node: NodeView) -> bool:
+    """Whether the node's kernel yields memory of its own, which a chain may take over."""
     out = node.outputs[0] if node.outputs else None
     return node.op_type in _PRODUCTS and not node.domain and out is not None and out.dtype == np.float32
 
@@ -116,7 +120,8 @@ class FusedUnit:
     each other become one.
     """
 
-    def __init__(self, nodes: Sequence[NodeView]) -> None:
+    def __init__(self, nodes: Sequence[NodeView], empty: Empty) -> None:
+        self._empty = empty
         self.nodes: Sequence[NodeView] = tuple(nodes)
         self._readers: dict[str, int] = {}
         for node in nodes:
@@ -125,12 +130,12 @@ class FusedUnit:
                     self._readers[v.name] = self._readers.get(v.name, 0) + 1
         self._numbers: dict[str, int] = {}
         self._constants: dict[int, Array] = {}
-        rest = [n for n in nodes if not _is_product(n)]
+        rest = [n for n in nodes if not is_product(n)]
         self._products: list[tuple[NodeView, Any, dict[str, Any], list[int | None], int]] = []
         for node in nodes:
-            if _is_product(node):
+            if is_product(node):
                 rest = self._add_product(node, rest)
-        self._chain = Chain(self._steps(rest)) if rest else None
+        self._chain = Chain(self._steps(rest), empty) if rest else None
         last = nodes[-1].outputs[0]
         assert last is not None
         self._result = self._numbers[last.name]
@@ -188,11 +193,27 @@ class FusedUnit:
                 folded = weights * factor.astype(np.float32).reshape(-1, *(1,) * (weights.ndim - 1))
                 offset = np.broadcast_to(start * scale + shift, (weights.shape[0],)).astype(np.float32)
                 args = [args[0], self._own(folded), self._own(offset)]
+                weights, bias = folded, offset
+            if weights.dtype == np.float32 and weights.ndim in (3, 4) and (bias is None or bias.dtype == np.float32):
+                relu = self._sole_reader(out, rest, "Relu")
+                if relu is not None:
+                    out, rest = relu.outputs[0], [n for n in rest if n is not relu]
+                convolution = Convolution(weights, bias, relu=relu is not None, **node.attrs)
+                fn = partial(convolution, empty=self._empty)
+                self._products.append((node, fn, {}, args[:1], self._number(out, content=False)))
+                return rest
         attrs = dict(node.attrs)
         if kernel.wants_constants and weights is not None:
             attrs["prepared"] = {}
         self._products.append((node, kernel.fn, attrs, args, self._number(out, content=False)))
         return rest
+
+    def _sole_reader(self, value: ValueView | None, rest: Sequence[NodeView], op_type: str) -> NodeView | None:
+        """The node that alone reads a value, if it is of a type."""
+        if value is None or self._readers.get(value.name) != 1:
+            return None
+        found = (n for n in rest if n.op_type == op_type and not n.domain)
+        return next((n for n in found if any(v is not None and v.name == value.name for v in n.inputs)), None)
 
     def _own(self, content: Array) -> int:
         number = self._numbers.setdefault(f"\0{len(self._numbers)}", len(self._numbers))

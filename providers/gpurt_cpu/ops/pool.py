@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpurt.errors import InvalidArgument
-from gpurt_cpu.ops.common import ints, lifted, ones_like_kernel, padded, window_pads
+from gpurt_cpu.ops.common import channels_last, ints, lifted, ones_like_kernel, padded, window_pads
 from gpurt_cpu.ops.table import Array, op
 
 
@@ -48,10 +48,17 @@ class _Window:
             self.fill.append((self.pads[i][0], max(self.pads[i][1], last - size[i] - self.pads[i][0])))
 
     def combine(self, x: Array, ufunc: np.ufunc, value: Any) -> Array:
-        """Combine each window with a ufunc, the padding counting as the value."""
-        x = padded(x, self.fill, value)
+        """Combine each window with a ufunc, the padding counting as the value; memory keeps its order of axes."""
+        if channels_last(x):
+            n = x.ndim
+            y = self._combine(x.transpose(0, *range(2, n), 1), ufunc, value, 1)
+            return y.transpose(0, n - 1, *range(1, n - 1))
+        return self._combine(x, ufunc, value, 2)
+
+    def _combine(self, x: Array, ufunc: np.ufunc, value: Any, lead: int) -> Array:
+        x = padded(x, [*self.fill, *[(0, 0)] * (2 - lead)], value)
         for i, taps in enumerate(self.kernel):
-            parts = self.taps(x, i)
+            parts = self.taps(x, i, lead)
             y = next(parts)
             if taps > 1:
                 y = ufunc(y, next(parts))
@@ -60,12 +67,12 @@ class _Window:
             x = y
         return x
 
-    def taps(self, x: Array, i: int) -> Any:
-        """Views of the padded input, one for each tap of the kernel along a spatial axis."""
+    def taps(self, x: Array, i: int, lead: int) -> Any:
+        """Views of the padded input, one for each tap of the kernel along a spatial axis; `lead` axes precede these."""
         for tap in range(self.kernel[i]):
             start = tap * self.dilations[i]
             stop = start + (self.out[i] - 1) * self.strides[i] + 1
-            yield x[(slice(None),) * (2 + i) + (slice(start, stop, self.strides[i]),)]
+            yield x[(slice(None),) * (lead + i) + (slice(start, stop, self.strides[i]),)]
 
     def counts(self, size: Sequence[int], include_pad: int) -> Array:
         """Number of elements that each window averages over."""
@@ -98,7 +105,7 @@ def max_pool(
     lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
     if not any(outputs[1:]):
         y = window.combine(x, np.maximum, lowest)
-        return y if y.base is None else y.copy()
+        return y.copy() if np.may_share_memory(x, y) else y
     return _max_with_indices(x, window, lowest, storage_order)
 
 

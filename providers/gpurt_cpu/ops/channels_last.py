@@ -1,0 +1,363 @@
+"""Convolutions of images with constant weights, over memory with the channels last.
+
+An array keeps ONNX's shape (N, C, H, W); only its strides say that the channels lie next to each other. So every other
+kernel can read it, and what a window takes from a row is one run of memory. Of the ways to compute a convolution the
+one is taken that moves the least: a product as it stands (1x1), sums over taps (depthwise), Winograd's tiles, products
+with whole runs of a row that are added up, and a matrix of windows for the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from gpurt.errors import InvalidArgument
+from gpurt_cpu.memory import Empty
+from gpurt_cpu.ops.common import ones_like_kernel, window_pads
+from gpurt_cpu.ops.table import Array
+from gpurt_cpu.ops.winograd import Winograd, tile_for
+
+_SCRATCH: Final = 1 << 19  # elements of a matrix of windows, or of partial sums: what a second-level cache holds
+_SHAPES: Final = 16  # sizes of the input that are prepared for
+_RUN: Final = 1 << 12  # elements of a bias that is repeated
+_PART: Final = 1 << 16  # elements that are finished at a time
+_ZERO: Final = np.zeros((), np.float32)
+
+Method = Callable[[Array, Array, Empty], None]
+"""Writes an image (height, width, filters) from one (H, W, C)."""
+
+
+def last(x: Array) -> Array:
+    """View of (N, C, H, W) as (N, H, W, C)."""
+    return x.transpose(0, 2, 3, 1)
+
+
+class Convolution:
+    """A convolution of float32 images; call it with an array (N, C, H, W), or (N, C, W), and what makes memory.
+
+    Args:
+        w: weights (M, C/group, kh, kw) or (M, C/group, kw), which do not change.
+        bias: (M,) or None.
+        relu: whether what is negative becomes zero.
+        attributes: those of ONNX's Conv.
+    """
+
+    def __init__(self, w: Array, bias: Array | None, *, relu: bool = False, **attributes: Any) -> None:
+        n = w.ndim - 2
+        self._group: int = attributes.get("group", 1)
+        strides, dilations = (ones_like_kernel(attributes.get(name), n) for name in ("strides", "dilations"))
+        pads = attributes.get("pads")
+        if n == 1:  # an image of one row
+            w, strides, dilations = w[:, :, None], (1, *strides), (1, *dilations)
+            pads = (0, pads[0], 0, pads[1]) if pads and len(pads) == 2 else pads
+        self._rank = n
+        self._w, self._strides, self._dilations, self._pads = w, strides, dilations, pads
+        self._auto_pad: str = attributes.get("auto_pad", "NOTSET")
+        self._relu = relu
+        self._bias = bias
+        self._run = None if bias is None else np.tile(bias, max(1, _RUN // bias.size))
+        self._methods: dict[tuple[int, ...], tuple[Method, tuple[int, int], bool]] = {}
+        self._weights: dict[Any, Any] = {}  # what ways to compute make of the weights, whatever the size of the input
+
+    def __call__(self, x: Array, empty: Empty) -> Array:
+        """The result (N, M, height, width), in memory with the channels last."""
+        if x.ndim != 2 + self._rank:
+            raise InvalidArgument(f"weights of rank {2 + self._rank} do not fit an input {x.shape}")
+        if self._rank == 1:
+            return self._images(x[:, :, None], empty)[:, :, 0]
+        return self._images(x, empty)
+
+    def _images(self, x: Array, empty: Empty) -> Array:
+        found = self._methods.get(x.shape[1:])
+        if found is None:
+            if len(self._methods) >= _SHAPES:
+                self._methods.clear()
+            found = self._methods[x.shape[1:]] = self._choose(x.shape)
+        method, out, finished = found
+        y = empty((x.shape[0], *out, self._w.shape[0]))
+        if x.size == 0:
+            y.fill(0)
+        else:
+            images = last(x)
+            for image, result in zip(images, y, strict=True):
+                method(image, result, empty)
+        if not finished or x.size == 0:
+            self._finish(y)
+        return y.transpose(0, 3, 1, 2)
+
+    def _finish(self, y: Array) -> None:
+        """Add the bias and cut off what is negative, block by block."""
+        if self._run is None and not self._relu:
+            return
+        flat = y.reshape(-1)
+        for start in range(0, flat.size, size := _PART // self._w.shape[0] * self._w.shape[0] or self._w.shape[0]):
+            part = flat[start : start + size]
+            if self._run is not None and self._bias is not None:
+                whole = part.size // self._run.size * self._run.size
+                rows = part[:whole].reshape(-1, self._run.size)
+                np.add(rows, self._run, out=rows)
+                if whole < part.size:
+                    rest = part[whole:]
+                    np.add(rest, self._run[: rest.size], out=rest)
+            if self._relu:
+                np.maximum(part, _ZERO, out=part)
+
+    def _choose(self, shape: Sequence[int]) -> tuple[Method, tuple[int, int], bool]:
+        """How to compute for an input of a shape, the size of the result, and whether it needs no finish."""
+        channels, size = shape[1], shape[2:]
+        w, group, kernel = self._w, self._group, self._w.shape[2:]
+        filters = w.shape[0]
+        if channels != w.shape[1] * group or filters % group:
+            raise InvalidArgument(
+                f"weights {w.shape} do not fit an input {tuple(shape)} in {group} group(s)",
+                remedy="The input needs weights.shape[1] * group channels, and group must divide weights.shape[0]",
+            )
+        pads = window_pads(
+            size, kernel, auto_pad=self._auto_pad, pads=self._pads, strides=self._strides, dilations=self._dilations
+        )
+        room = [size[i] + sum(pads[i]) - (kernel[i] - 1) * self._dilations[i] for i in range(2)]
+        if min(room) < 1:
+            raise InvalidArgument(f"the window {tuple(kernel)} is larger than the padded input of {tuple(shape)}")
+        out = ((room[0] - 1) // self._strides[0] + 1, (room[1] - 1) // self._strides[1] + 1)
+        place = Padding(size, pads, out, kernel, self._strides, self._dilations)
+        plain = max(self._strides) == 1 and max(self._dilations) == 1
+        if group == channels == filters and group > 1:
+            return self._depthwise(place, channels), out, False
+        if group > 1:
+            return self._grouped(place), out, False
+        if max(kernel) == 1:
+            return self._pointwise(place), out, False
+        tile = tile_for(kernel, channels, filters, out) if plain else 0
+        if tile:
+            winograd = self._weights.get(tile)
+            if winograd is None:
+                bias = np.zeros(filters, np.float32) if self._bias is None else self._bias
+                winograd = self._weights[tile] = Winograd(w, bias, tile, relu=self._relu)
+            return winograd.method(place), out, True
+        if plain and kernel[1] > 1 and channels >= 16 and 2 * filters <= 3 * channels:
+            return self._sliding(place), out, False
+        return self._windows(place), out, False
+
+    def _kept(self, name: str, make: Callable[[], Array]) -> Array:
+        """Weights in the form that a way to compute wants, made once."""
+        found: Array | None = self._weights.get(name)
+        if found is None:
+            found = self._weights[name] = make()
+        return found
+
+    def _pointwise(self, place: Padding) -> Method:
+        weights = self._kept("pointwise", lambda: np.ascontiguousarray(self._w[:, :, 0, 0].T))
+        rows, columns = self._strides
+
+        def run(x: Array, y: Array, empty: Empty) -> None:
+            if place.padded:
+                x = place.apply(x, empty)
+            if rows > 1 or columns > 1:
+                x = x[: (y.shape[0] - 1) * rows + 1 : rows, : (y.shape[1] - 1) * columns + 1 : columns]
+            np.matmul(_matrix(x, empty), weights, out=y.reshape(-1, y.shape[2]))
+
+        return run
+
+    def _depthwise(self, place: Padding, channels: int) -> Method:
+        """Sums over the taps, which einsum adds up without a temporary."""
+        (height, width), (kh, kw) = place.out, place.kernel
+        w = self._kept("depthwise", lambda: np.ascontiguousarray(self._w[:, 0].transpose(1, 2, 0)))
+        tiled = self._strides[1] == 1 and channels < 256 and kh * kw * width * channels <= _SCRATCH
+        if tiled:
+            w = np.ascontiguousarray(np.broadcast_to(w[:, :, None], (kh, kw, width, channels))).reshape(kh, kw, -1)
+
+        def run(x: Array, y: Array, empty: Empty) -> None:
+            x = place.apply(x, empty)
+            view = place.windows(x)
+            if tiled:
+                row, column, high, _, step = view.strides
+                runs = as_strided(view, (kh, kw, height, width * channels), (row, column, high, step))
+                np.einsum("abhw,abw->hw", runs, w, out=y.reshape(height, -1))
+            else:
+                np.einsum("abhwc,abc->hwc", view, w, out=y)
+
+        return run
+
+    def _grouped(self, place: Padding) -> Method:
+        group, (height, width), (kh, kw) = self._group, place.out, place.kernel
+        many = self._w.shape[0] // group
+        weights = self._kept(
+            "grouped",
+            lambda: np.ascontiguousarray(
+                self._w.reshape(group, many, -1, kh * kw).transpose(0, 3, 2, 1).reshape(group, -1, many)
+            ),
+        )
+        moves = kh * kw > 1 or place.padded or max(self._strides) > 1
+
+        def run(x: Array, y: Array, empty: Empty) -> None:
+            out = y.reshape(-1, group, many).transpose(1, 0, 2)
+            if not moves:
+                np.matmul(_matrix(x, empty).reshape(height * width, group, -1).transpose(1, 0, 2), weights, out=out)
+                return
+            view = _split(place.windows(place.apply(x, empty)), group)
+            columns = empty((group, height * width, weights.shape[1]))
+            columns.reshape(group, height, width, kh, kw, -1)[...] = view.transpose(4, 2, 3, 0, 1, 5)
+            np.matmul(columns, weights, out=out)
+
+        return run
+
+    def _windows(self, place: Padding) -> Method:
+        """A matrix of windows, a few rows of the result at a time."""
+        (height, width), (kh, kw) = place.out, place.kernel
+        filters = self._w.shape[0]
+        weights = self._kept(
+            "windows", lambda: np.ascontiguousarray(self._w.transpose(2, 3, 1, 0).reshape(-1, filters))
+        )
+        length = weights.shape[0]
+        rows = max(1, min(height, _SCRATCH // (width * length)))
+        dense = self._dilations[1] == 1
+
+        def run(x: Array, y: Array, empty: Empty) -> None:
+            view = place.windows(place.apply(x, empty))
+            row, column, high, wide, step = view.strides
+            if dense:  # the taps of a row and their channels are one run
+                runs = as_strided(view, (height, width, kh, kw * x.shape[2]), (high, wide, row, step))
+            else:
+                runs = view.transpose(2, 3, 0, 1, 4)
+            columns = empty((rows * width, length))
+            for start in range(0, height, rows):
+                part = runs[start : start + rows]
+                matrix = columns[: len(part) * width]
+                matrix.reshape(part.shape)[...] = part
+                np.matmul(matrix, weights, out=y[start : start + rows].reshape(-1, filters))
+
+        return run
+
+    def _sliding(self, place: Padding) -> Method:
+        """Products with runs of `kw` pixels as they lie in memory, one for each row of the kernel, added up.
+
+        Runs that begin at neighbouring pixels overlap, which BLAS cannot read as one matrix: so one product takes each
+        `kw`-th run. Runs over the end of a row mean nothing and are left out.
+        """
+        (height, width), (kh, kw) = place.out, place.kernel
+        filters, channels = self._w.shape[:2]
+        weights = self._kept(
+            "sliding", lambda: np.ascontiguousarray(self._w.transpose(2, 3, 1, 0).reshape(kh, -1, filters))
+        )
+        pitch = place.shape[1]
+        rows = max(1, min(height, 2 * _SCRATCH // (pitch * kh * filters)))
+
+        def run(x: Array, y: Array, empty: Empty) -> None:
+            pixels = place.apply(x, empty, slack=2 * kw).reshape(-1, channels)
+            runs = -(-rows * pitch // kw)
+            sums = empty((kh, runs * kw, filters))
+            for start in range(0, height, rows):
+                count = min(rows, height - start)
+                runs = -(-count * pitch // kw)
+                for a in range(kh):
+                    out = sums[a, : runs * kw].reshape(runs, kw, filters)
+                    first = (start + a) * pitch
+                    for b in range(kw):
+                        matrix = pixels[first + b : first + b + runs * kw].reshape(runs, kw * channels)
+                        np.matmul(matrix, weights[a], out=out[:, b])
+                parts = sums[:, : count * pitch].reshape(kh, count, pitch, filters)[:, :, :width]
+                target = y[start : start + count]
+                if kh == 1:
+                    np.copyto(target, parts[0])
+                else:
+                    np.add(parts[0], parts[1], out=target)
+                for part in parts[2:]:
+                    np.add(target, part, out=target)
+
+        return run
+
+
+class Padding:
+    """Where an image lies in its padded form, which windows of a kernel are read from.
+
+    Attributes:
+        out: size of the result.
+        shape: height and width of the padded form.
+        padded: whether that is not the image itself.
+    """
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        pads: Sequence[tuple[int, int]],
+        out: tuple[int, int],
+        kernel: Sequence[int],
+        strides: Sequence[int],
+        dilations: Sequence[int],
+    ) -> None:
+        self.out, self.kernel = out, (kernel[0], kernel[1])
+        self._size, self._strides, self._dilations = tuple(size), strides, dilations
+        self._begin = (pads[0][0], pads[1][0])
+        self.shape = tuple(size[i] + sum(pads[i]) for i in range(2))
+        self.padded = any(p for pair in pads for p in pair)
+
+    def apply(self, x: Array, empty: Empty, *, slack: int = 0, shape: Sequence[int] | None = None) -> Array:
+        """The padded form of (H, W, C), dense: the image itself if that is so already, and no more is asked for.
+
+        Args:
+            x: the image.
+            empty: makes memory.
+            slack: pixels that must follow in memory, zeros; the result then is (pixels, C).
+            shape: height and width if these are to be larger than the padding makes them; zeros follow.
+        """
+        if not self.padded and not slack and shape is None and x.flags.c_contiguous:
+            return x.reshape(-1).reshape(x.shape)  # with the strides of axes of one element, too
+        height, width = shape or self.shape
+        channels = x.shape[2]
+        flat = empty((height * width + slack, channels))
+        whole = flat[: height * width].reshape(height, width, channels)
+        where: list[slice] = []
+        source: list[slice] = []
+        for i, length in enumerate((height, width)):
+            begin = self._begin[i]
+            stop = min(begin + self._size[i], self.shape[i])
+            where.append(slice(max(begin, 0), max(stop, 0)))
+            source.append(slice(max(-begin, 0), max(stop, 0) - begin))
+            assert stop <= length
+        top, left = where
+        whole[: top.start] = 0
+        whole[top.stop :] = 0
+        whole[top, : left.start] = 0
+        whole[top, left.stop :] = 0
+        flat[height * width :] = 0
+        whole[top, left] = x[source[0], source[1]]
+        return flat if slack else whole
+
+    def windows(self, x: Array) -> Array:
+        """View (kh, kw, height, width, C) of what each tap reads from the padded form."""
+        row, column, step = x.strides
+        return as_strided(
+            x,
+            (*self.kernel, *self.out, x.shape[2]),
+            (
+                row * self._dilations[0],
+                column * self._dilations[1],
+                row * self._strides[0],
+                column * self._strides[1],
+                step,
+            ),
+            writeable=False,
+        )
+
+
+def _split(view: Array, group: int) -> Array:
+    """View with the channels, the last axis, split into groups."""
+    share = view.shape[-1] // group
+    step = view.strides[-1]
+    return as_strided(view, (*view.shape[:-1], group, share), (*view.strides[:-1], step * share, step), writeable=False)
+
+
+def _matrix(x: Array, empty: Empty) -> Array:
+    """The pixels of (H, W, C) as the rows of a matrix that BLAS can read: no copy for dense memory of either layout."""
+    if x.flags.c_contiguous:
+        return x.reshape(-1, x.shape[2])
+    first = x.transpose(2, 0, 1)
+    if first.flags.c_contiguous:
+        return first.reshape(x.shape[2], -1).T
+    dense = empty((math.prod(x.shape[:2]), x.shape[2]))
+    dense.reshape(x.shape)[...] = x
+    return dense
