@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -132,13 +132,16 @@ class FusedUnit:
         self._constants: dict[int, Array] = {}
         rest = [n for n in nodes if not is_product(n)]
         self._products: list[tuple[NodeView, Any, dict[str, Any], list[int | None], int]] = []
+        self._convolution: Convolution | None = None
         for node in nodes:
             if is_product(node):
                 rest = self._add_product(node, rest)
-        self._chain = Chain(self._steps(rest), empty) if rest else None
         last = nodes[-1].outputs[0]
         assert last is not None
+        self._chain = Chain(self._steps(rest), empty) if rest else None
         self._result = self._numbers[last.name]
+        if self._chain is not None and self._convolution is not None and self._pointwise(self._chain):
+            self._convolution.after, self._chain = self._after(self._chain), None
         made = {v.name for n in nodes for v in n.outputs if v is not None}
         # Constants are inputs too, though the unit holds what it needs of them: so the plan can infer shapes.
         names = [v.name for n in nodes for v in n.inputs if v is not None and v.name not in made]
@@ -198,8 +201,8 @@ class FusedUnit:
                 relu = self._sole_reader(out, rest, "Relu")
                 if relu is not None:
                     out, rest = relu.outputs[0], [n for n in rest if n is not relu]
-                convolution = Convolution(weights, bias, relu=relu is not None, **node.attrs)
-                fn = partial(convolution, empty=self._empty)
+                self._convolution = Convolution(weights, bias, relu=relu is not None, **node.attrs)
+                fn = partial(self._convolution, empty=self._empty)
                 self._products.append((node, fn, {}, args[:1], self._number(out, content=False)))
                 return rest
         attrs = dict(node.attrs)
@@ -207,6 +210,26 @@ class FusedUnit:
             attrs["prepared"] = {}
         self._products.append((node, kernel.fn, attrs, args, self._number(out, content=False)))
         return rest
+
+    def _pointwise(self, chain: Chain) -> bool:
+        """Whether a chain is a function of each element of the only product, which nothing else reads."""
+        if len(self._products) != 1:
+            return False
+        numbers = set(chain.outside) - {self._products[0][4]}
+        return all(n in self._constants and self._constants[n].size == 1 for n in numbers)
+
+    def _after(self, chain: Chain) -> Callable[[Array], None]:
+        """The chain as what happens to memory in place."""
+        product = self._products[0][4]
+        scalars = {n: self._constants[n].reshape(()) for n in chain.outside if n != product}
+        end = chain.steps[-1].result
+        self._result = product
+
+        def run(part: Array) -> None:
+            result = chain.run({product: part, **scalars}, [product])
+            assert result is part, f"the chain that yields {end} makes memory of its own"
+
+        return run
 
     def _sole_reader(self, value: ValueView | None, rest: Sequence[NodeView], op_type: str) -> NodeView | None:
         """The node that alone reads a value, if it is of a type."""

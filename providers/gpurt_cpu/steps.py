@@ -43,7 +43,6 @@ _BY_KERNEL: Final = frozenset(
         "Elu",
         "Erf",
         "Gelu",
-        "HardSwish",
         "LeakyRelu",
         "Mish",
         "PRelu",
@@ -56,6 +55,9 @@ _BY_KERNEL: Final = frozenset(
 )
 _ZERO: Final = np.zeros((), np.float32)
 _ONE: Final = np.ones((), np.float32)
+_HALF: Final = np.full((), 1 / 2, np.float32)
+_SIXTH: Final = np.full((), 1 / 6, np.float32)
+_INFINITE: Final = np.full((), np.inf, np.float32)
 
 
 def compute_for(node: NodeView) -> tuple[Compute, int] | None:
@@ -71,12 +73,14 @@ def compute_for(node: NodeView) -> tuple[Compute, int] | None:
     if kind in _BINARY and len(node.inputs) >= 2:
         return partial(_binary, _BINARY[kind]), len(node.inputs)
     if kind == "Relu":
-        return partial(_bounded, _ZERO, None), 1
+        return partial(_bounded, _ZERO, _INFINITE), 1  # faster than maximum
     if kind == "Sigmoid":
         return _sigmoid, 1
     if kind == "HardSigmoid":
         alpha, beta = np.float32(node.attr("alpha", 0.2)), np.float32(node.attr("beta", 0.5))
         return partial(_hard_sigmoid, alpha, beta), 1
+    if kind == "HardSwish":
+        return _hard_swish, 1
     if kind == "Clip":
         return _clip(node)
     if kind == "Pow":
@@ -126,6 +130,9 @@ def _binary(ufunc: np.ufunc, args: Sequence[Array], out: Array) -> None:
 
 def _bounded(low: Array | None, high: Array | None, args: Sequence[Array], out: Array) -> None:
     x = args[0]
+    if low is not None and high is not None:
+        np.clip(x, low, high, out=out)
+        return
     if low is not None:
         x = np.maximum(x, low, out=out)
     if high is not None:
@@ -144,8 +151,16 @@ def _sigmoid(args: Sequence[Array], out: Array) -> None:
 def _hard_sigmoid(alpha: Any, beta: Any, args: Sequence[Array], out: Array) -> None:
     np.multiply(args[0], alpha, out=out)
     np.add(out, beta, out=out)
-    np.maximum(out, _ZERO, out=out)
-    np.minimum(out, _ONE, out=out)
+    np.clip(out, _ZERO, _ONE, out=out)
+
+
+def _hard_swish(args: Sequence[Array], out: Array) -> None:
+    x = args[0]
+    gate = np.empty_like(x) if x is out else out
+    np.multiply(x, _SIXTH, out=gate)
+    np.add(gate, _HALF, out=gate)
+    np.clip(gate, _ZERO, _ONE, out=gate)
+    np.multiply(x, gate, out=out)
 
 
 def affine(args: Sequence[Array], out: Array) -> None:

@@ -24,11 +24,15 @@ from gpurt_cpu.ops.winograd import Winograd, tile_for
 _SCRATCH: Final = 1 << 19  # elements of a matrix of windows, or of partial sums: what a second-level cache holds
 _SHAPES: Final = 16  # sizes of the input that are prepared for
 _RUN: Final = 1 << 12  # elements of a bias that is repeated
-_PART: Final = 1 << 16  # elements that are finished at a time
+_PART: Final = 1 << 17  # elements of the result that are computed and finished at a time
 _ZERO: Final = np.zeros((), np.float32)
+_INFINITE: Final = np.full((), np.inf, np.float32)
 
 Method = Callable[[Array, Array, Empty], None]
 """Writes an image (height, width, filters) from one (H, W, C)."""
+
+Finish = Callable[[Array], None]
+"""Changes dense memory, an elementwise function of each of its elements, in place."""
 
 
 def last(x: Array) -> Array:
@@ -44,6 +48,9 @@ class Convolution:
         bias: (M,) or None.
         relu: whether what is negative becomes zero.
         attributes: those of ONNX's Conv.
+
+    Attributes:
+        after: what else is done to each element of the result, while it is in cache; set before the first call.
     """
 
     def __init__(self, w: Array, bias: Array | None, *, relu: bool = False, **attributes: Any) -> None:
@@ -58,9 +65,10 @@ class Convolution:
         self._w, self._strides, self._dilations, self._pads = w, strides, dilations, pads
         self._auto_pad: str = attributes.get("auto_pad", "NOTSET")
         self._relu = relu
+        self.after: Finish | None = None
         self._bias = bias
         self._run = None if bias is None else np.tile(bias, max(1, _RUN // bias.size))
-        self._methods: dict[tuple[int, ...], tuple[Method, tuple[int, int], bool]] = {}
+        self._methods: dict[tuple[int, ...], tuple[Method, tuple[int, int]]] = {}
         self._weights: dict[Any, Any] = {}  # what ways to compute make of the weights, whatever the size of the input
 
     def __call__(self, x: Array, empty: Empty) -> Array:
@@ -77,37 +85,35 @@ class Convolution:
             if len(self._methods) >= _SHAPES:
                 self._methods.clear()
             found = self._methods[x.shape[1:]] = self._choose(x.shape)
-        method, out, finished = found
+        method, out = found
         y = empty((x.shape[0], *out, self._w.shape[0]))
-        if x.size == 0:
-            y.fill(0)
-        else:
-            images = last(x)
-            for image, result in zip(images, y, strict=True):
+        if x.size:
+            for image, result in zip(last(x), y, strict=True):
                 method(image, result, empty)
-        if not finished or x.size == 0:
+        else:
+            y.fill(0)
             self._finish(y)
         return y.transpose(0, 3, 1, 2)
 
     def _finish(self, y: Array) -> None:
-        """Add the bias and cut off what is negative, block by block."""
-        if self._run is None and not self._relu:
-            return
+        """Add the bias to dense memory, cut off what is negative, and do what comes after."""
         flat = y.reshape(-1)
-        for start in range(0, flat.size, size := _PART // self._w.shape[0] * self._w.shape[0] or self._w.shape[0]):
-            part = flat[start : start + size]
-            if self._run is not None and self._bias is not None:
-                whole = part.size // self._run.size * self._run.size
-                rows = part[:whole].reshape(-1, self._run.size)
-                np.add(rows, self._run, out=rows)
-                if whole < part.size:
-                    rest = part[whole:]
-                    np.add(rest, self._run[: rest.size], out=rest)
-            if self._relu:
-                np.maximum(part, _ZERO, out=part)
+        run = self._run
+        if run is not None:
+            whole = flat.size // run.size * run.size
+            if whole:
+                rows = flat[:whole].reshape(-1, run.size)
+                np.add(rows, run, out=rows)
+            if whole < flat.size:
+                rest = flat[whole:]
+                np.add(rest, run[: rest.size], out=rest)
+        if self._relu:
+            np.clip(flat, _ZERO, _INFINITE, out=flat)  # faster than maximum, and keeps NaN as that does
+        if self.after is not None:
+            self.after(flat)
 
-    def _choose(self, shape: Sequence[int]) -> tuple[Method, tuple[int, int], bool]:
-        """How to compute for an input of a shape, the size of the result, and whether it needs no finish."""
+    def _choose(self, shape: Sequence[int]) -> tuple[Method, tuple[int, int]]:
+        """How to compute for an input of a shape, and the size of the result."""
         channels, size = shape[1], shape[2:]
         w, group, kernel = self._w, self._group, self._w.shape[2:]
         filters = w.shape[0]
@@ -126,21 +132,21 @@ class Convolution:
         place = Padding(size, pads, out, kernel, self._strides, self._dilations)
         plain = max(self._strides) == 1 and max(self._dilations) == 1
         if group == channels == filters and group > 1:
-            return self._depthwise(place, channels), out, False
+            return self._depthwise(place, channels), out
         if group > 1:
-            return self._grouped(place), out, False
+            return self._grouped(place), out
         if max(kernel) == 1:
-            return self._pointwise(place), out, False
+            return self._pointwise(place), out
         tile = tile_for(kernel, channels, filters, out) if plain else 0
         if tile:
             winograd = self._weights.get(tile)
             if winograd is None:
                 bias = np.zeros(filters, np.float32) if self._bias is None else self._bias
-                winograd = self._weights[tile] = Winograd(w, bias, tile, relu=self._relu)
-            return winograd.method(place), out, True
+                winograd = self._weights[tile] = Winograd(w, bias, tile, self._relu, self.after)
+            return winograd.method(place), out
         if plain and kernel[1] > 1 and channels >= 16 and 2 * filters <= 3 * channels:
-            return self._sliding(place), out, False
-        return self._windows(place), out, False
+            return self._sliding(place), out
+        return self._windows(place), out
 
     def _kept(self, name: str, make: Callable[[], Array]) -> Array:
         """Weights in the form that a way to compute wants, made once."""
@@ -158,27 +164,81 @@ class Convolution:
                 x = place.apply(x, empty)
             if rows > 1 or columns > 1:
                 x = x[: (y.shape[0] - 1) * rows + 1 : rows, : (y.shape[1] - 1) * columns + 1 : columns]
-            np.matmul(_matrix(x, empty), weights, out=y.reshape(-1, y.shape[2]))
+            pixels, target = _matrix(x, empty), y.reshape(-1, y.shape[2])
+            count = max(256, _PART // y.shape[2])
+            for start in range(0, len(target), count):
+                part = target[start : start + count]
+                np.matmul(pixels[start : start + count], weights, out=part)
+                self._finish(part)
 
         return run
 
     def _depthwise(self, place: Padding, channels: int) -> Method:
         """Sums over the taps, which einsum adds up without a temporary."""
         (height, width), (kh, kw) = place.out, place.kernel
+        if 1 < self._strides[1] <= kw and self._dilations[1] == 1 and channels < 256:
+            return self._depthwise_phases(place, channels)
         w = self._kept("depthwise", lambda: np.ascontiguousarray(self._w[:, 0].transpose(1, 2, 0)))
         tiled = self._strides[1] == 1 and channels < 256 and kh * kw * width * channels <= _SCRATCH
         if tiled:
             w = np.ascontiguousarray(np.broadcast_to(w[:, :, None], (kh, kw, width, channels))).reshape(kh, kw, -1)
 
+        rows = max(1, _PART // (width * channels))
+
         def run(x: Array, y: Array, empty: Empty) -> None:
-            x = place.apply(x, empty)
-            view = place.windows(x)
+            view = place.windows(place.apply(x, empty))
             if tiled:
                 row, column, high, _, step = view.strides
-                runs = as_strided(view, (kh, kw, height, width * channels), (row, column, high, step))
-                np.einsum("abhw,abw->hw", runs, w, out=y.reshape(height, -1))
-            else:
-                np.einsum("abhwc,abc->hwc", view, w, out=y)
+                view = as_strided(view, (kh, kw, height, width * channels), (row, column, high, step))
+            for start in range(0, height, rows):
+                part = y[start : start + rows]
+                if tiled:
+                    np.einsum("abhw,abw->hw", view[:, :, start : start + rows], w, out=part.reshape(len(part), -1))
+                else:
+                    np.einsum("abhwc,abc->hwc", view[:, :, start : start + rows], w, out=part)
+                self._finish(part)
+
+        return run
+
+    def _depthwise_phases(self, place: Padding, channels: int) -> Method:
+        """As `_depthwise` where a stride lies between the columns that a tap reads: these are brought together first.
+
+        Each phase has the columns of one remainder by the stride, and the taps that read them.
+        """
+        (height, width), (kh, kw), step = place.out, place.kernel, self._strides[1]
+        w = np.ascontiguousarray(self._w[:, 0].transpose(1, 2, 0))
+        weights = [
+            np.ascontiguousarray(np.broadcast_to(part[:, :, None], (*part.shape[:2], width, channels))).reshape(
+                *part.shape[:2], -1
+            )
+            for part in (w[:, p::step] for p in range(step))
+        ]
+        pitch = width + (kw - 1) // step  # columns of a phase
+        reach = (height - 1) * self._strides[0] + (kh - 1) * self._dilations[0] + 1
+        rows = max(1, _PART // (width * channels))
+
+        def run(x: Array, y: Array, empty: Empty) -> None:
+            phases = place.phases(x, step, (reach, pitch), empty)
+            _, row, column, one = phases.strides
+            high = row * self._strides[0]
+            views = [
+                as_strided(
+                    phase,
+                    (kh, part.shape[1], height, width * channels),
+                    (row * self._dilations[0], column, high, one),
+                    writeable=False,
+                )
+                for phase, part in zip(phases, weights, strict=True)
+            ]
+            other = empty((min(rows, height), width * channels))
+            for start in range(0, height, rows):
+                part = y[start : start + rows].reshape(-1, width * channels)
+                for number, (view, weight) in enumerate(zip(views, weights, strict=True)):
+                    out = other[: len(part)] if number else part
+                    np.einsum("abhw,abw->hw", view[:, :, start : start + rows], weight, out=out)
+                    if number:
+                        np.add(part, out, out=part)
+                self._finish(part)
 
         return run
 
@@ -197,11 +257,13 @@ class Convolution:
             out = y.reshape(-1, group, many).transpose(1, 0, 2)
             if not moves:
                 np.matmul(_matrix(x, empty).reshape(height * width, group, -1).transpose(1, 0, 2), weights, out=out)
+                self._finish(y)
                 return
             view = _split(place.windows(place.apply(x, empty)), group)
             columns = empty((group, height * width, weights.shape[1]))
             columns.reshape(group, height, width, kh, kw, -1)[...] = view.transpose(4, 2, 3, 0, 1, 5)
             np.matmul(columns, weights, out=out)
+            self._finish(y)
 
         return run
 
@@ -218,7 +280,7 @@ class Convolution:
 
         def run(x: Array, y: Array, empty: Empty) -> None:
             view = place.windows(place.apply(x, empty))
-            row, column, high, wide, step = view.strides
+            row, _, high, wide, step = view.strides
             if dense:  # the taps of a row and their channels are one run
                 runs = as_strided(view, (height, width, kh, kw * x.shape[2]), (high, wide, row, step))
             else:
@@ -228,7 +290,9 @@ class Convolution:
                 part = runs[start : start + rows]
                 matrix = columns[: len(part) * width]
                 matrix.reshape(part.shape)[...] = part
-                np.matmul(matrix, weights, out=y[start : start + rows].reshape(-1, filters))
+                target = y[start : start + rows]
+                np.matmul(matrix, weights, out=target.reshape(-1, filters))
+                self._finish(target)
 
         return run
 
@@ -267,6 +331,7 @@ class Convolution:
                     np.add(parts[0], parts[1], out=target)
                 for part in parts[2:]:
                     np.add(target, part, out=target)
+                self._finish(target)
 
         return run
 
@@ -326,6 +391,24 @@ class Padding:
         flat[height * width :] = 0
         whole[top, left] = x[source[0], source[1]]
         return flat if slack else whole
+
+    def phases(self, x: Array, step: int, shape: tuple[int, int], empty: Empty) -> Array:
+        """The padded form as (step, height, width, C): [p, h, w] is its column ``w * step + p``. The shape is its size."""
+        height, width = shape
+        whole = empty((step, height, width, x.shape[2]))
+        top, left = self._begin
+        first, last = max(top, 0), min(top + self._size[0], height)
+        whole[:, :first] = 0
+        whole[:, last:] = 0
+        for p in range(step):
+            begin = max(0, -((p - left) // step))  # the first column that lies in the image
+            end = max(begin, min(width, -((p - left - self._size[1]) // step)))
+            whole[p, first:last, :begin] = 0
+            whole[p, first:last, end:] = 0
+            start = begin * step + p - left
+            stop = start + (end - begin - 1) * step + 1 if end > begin else start
+            whole[p, first:last, begin:end] = x[first - top : last - top, start:stop:step]
+        return whole
 
     def windows(self, x: Array) -> Array:
         """View (kh, kw, height, width, C) of what each tap reads from the padded form."""

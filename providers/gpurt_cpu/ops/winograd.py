@@ -63,9 +63,11 @@ def tile_for(kernel: Sequence[int], channels: int, filters: int, out: Sequence[i
 
 
 class Winograd:
-    """3x3 weights (M, C, 3, 3), transformed; with a bias (M,), and Relu if that follows."""
+    """3x3 weights (M, C, 3, 3), transformed; with a bias (M,), with Relu if that follows, and with what comes after."""
 
-    def __init__(self, w: Array, bias: Array, tile: int, *, relu: bool) -> None:
+    def __init__(
+        self, w: Array, bias: Array, tile: int, relu: bool, after: Callable[[Array], None] | None = None
+    ) -> None:
         given, weights, result = (np.array(m, np.float64) for m in _MATRICES[tile])
         filters, channels = w.shape[:2]
         self._tile, self._edge, self._filters, self._channels = tile, tile + 2, filters, channels
@@ -75,7 +77,7 @@ class Winograd:
         # One more column of ones, for one more row of what it is multiplied by: the bias.
         self._result = np.ones((tile * tile, self._edge**2 + 1), np.float32)
         self._result[:, :-1] = np.kron(result, result)
-        self._bias, self._relu = bias, relu
+        self._bias, self._relu, self._after = bias, relu, after
 
     def method(self, place: Padding) -> Callable[[Array, Array, Empty], None]:
         """What writes an image (height, width, M) from one (H, W, C)."""
@@ -117,6 +119,8 @@ class Winograd:
                 bottom = first * tile + count * tile
                 target = y[first * tile : bottom] if exact else empty((count * tile, wide * tile, filters))
                 self._spread(spread, target.reshape(count, tile, wide, tile, filters))
+                if self._after is not None:
+                    self._after(target.reshape(-1))
                 if not exact:
                     part = y[first * tile : bottom]
                     part[...] = target[: len(part), :width]
