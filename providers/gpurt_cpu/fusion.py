@@ -15,7 +15,7 @@ from gpurt_cpu.memory import Empty
 from gpurt_cpu.ops import lookup
 from gpurt_cpu.ops.channels_last import Convolution
 from gpurt_cpu.ops.table import Array
-from gpurt_cpu.steps import affine, compute_for, constant
+from gpurt_cpu.steps import affine, binary, compute_for, constant, gate_for
 
 MOST_NODES: Final = 64
 # Their kernels yield memory of their own, which the chain that follows may overwrite.
@@ -289,6 +289,13 @@ class FusedUnit:
         compute, count = found
         args = [self._number(v) for v in node.inputs[:count]]
         result = self._number(node.outputs[0], content=False)
+        gate = gate_for(node)
+        if gate is not None:
+            inner = self._numbers.setdefault(f"\0{len(self._numbers)}", len(self._numbers))
+            return [
+                Step(node, gate, (args[0],), inner),
+                Step(node, partial(binary, np.multiply), (args[0], inner), result),
+            ]
         if count <= 2:
             return [Step(node, compute, tuple(args), result)]
         steps: list[Step] = []

@@ -43,6 +43,7 @@ _BY_KERNEL: Final = frozenset(
         "Elu",
         "Erf",
         "Gelu",
+        "HardSwish",
         "LeakyRelu",
         "Mish",
         "PRelu",
@@ -55,8 +56,6 @@ _BY_KERNEL: Final = frozenset(
 )
 _ZERO: Final = np.zeros((), np.float32)
 _ONE: Final = np.ones((), np.float32)
-_HALF: Final = np.full((), 1 / 2, np.float32)
-_SIXTH: Final = np.full((), 1 / 6, np.float32)
 _INFINITE: Final = np.full((), np.inf, np.float32)
 
 
@@ -71,7 +70,7 @@ def compute_for(node: NodeView) -> tuple[Compute, int] | None:
     if kind in _UNARY:
         return partial(_unary, _UNARY[kind]), 1
     if kind in _BINARY and len(node.inputs) >= 2:
-        return partial(_binary, _BINARY[kind]), len(node.inputs)
+        return partial(binary, _BINARY[kind]), len(node.inputs)
     if kind == "Relu":
         return partial(_bounded, _ZERO, _INFINITE), 1  # faster than maximum
     if kind == "Sigmoid":
@@ -79,8 +78,6 @@ def compute_for(node: NodeView) -> tuple[Compute, int] | None:
     if kind == "HardSigmoid":
         alpha, beta = np.float32(node.attr("alpha", 0.2)), np.float32(node.attr("beta", 0.5))
         return partial(_hard_sigmoid, alpha, beta), 1
-    if kind == "HardSwish":
-        return _hard_swish, 1
     if kind == "Clip":
         return _clip(node)
     if kind == "Pow":
@@ -89,6 +86,13 @@ def compute_for(node: NodeView) -> tuple[Compute, int] | None:
     if kernel is None:
         return None
     return partial(_kernel, partial(kernel.fn, **node.attrs)), len(node.inputs)
+
+
+def gate_for(node: NodeView) -> Compute | None:
+    """What the input of a node is multiplied by, if that is what the node does: a function of the input alone."""
+    if node.op_type == "HardSwish":
+        return partial(_hard_sigmoid, np.float32(1 / 6), np.float32(1 / 2))
+    return _sigmoid if node.op_type == "Swish" and node.attr("alpha", 1.0) == 1 else None
 
 
 def constant(node: NodeView, position: int) -> Array | None:
@@ -124,7 +128,8 @@ def _unary(ufunc: np.ufunc, args: Sequence[Array], out: Array) -> None:
     ufunc(args[0], out=out)
 
 
-def _binary(ufunc: np.ufunc, args: Sequence[Array], out: Array) -> None:
+def binary(ufunc: np.ufunc, args: Sequence[Array], out: Array) -> None:
+    """A ufunc of two arguments."""
     ufunc(args[0], args[1], out=out)
 
 
@@ -152,15 +157,6 @@ def _hard_sigmoid(alpha: Any, beta: Any, args: Sequence[Array], out: Array) -> N
     np.multiply(args[0], alpha, out=out)
     np.add(out, beta, out=out)
     np.clip(out, _ZERO, _ONE, out=out)
-
-
-def _hard_swish(args: Sequence[Array], out: Array) -> None:
-    x = args[0]
-    gate = np.empty_like(x) if x is out else out
-    np.multiply(x, _SIXTH, out=gate)
-    np.add(gate, _HALF, out=gate)
-    np.clip(gate, _ZERO, _ONE, out=gate)
-    np.multiply(x, gate, out=out)
 
 
 def affine(args: Sequence[Array], out: Array) -> None:
