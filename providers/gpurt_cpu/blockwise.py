@@ -24,12 +24,17 @@ Compute = Callable[[Sequence[Array], Array], Any]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One elementwise computation: values by number in, one value out."""
+    """One elementwise computation: values by number in, one value out.
+
+    Attributes:
+        apart: whether the result must not be written over an argument; not for the last step of a chain.
+    """
 
     node: NodeView
     compute: Compute
     args: tuple[int, ...]
     result: int
+    apart: bool = False
 
 
 class _Layout:
@@ -95,7 +100,9 @@ def _scratch(steps: Sequence[Step]) -> tuple[list[tuple[Step, int]], int]:
     count = 0
     out = []
     for i, s in enumerate(steps):
-        free += [held.pop(a) for a in dict.fromkeys(s.args) if a in held and last[a] == i]
+        done = [held.pop(a) for a in dict.fromkeys(s.args) if a in held and last[a] == i]
+        if not s.apart:
+            free += done
         if i == len(steps) - 1:
             out.append((s, -1))
             break
@@ -103,6 +110,8 @@ def _scratch(steps: Sequence[Step]) -> tuple[list[tuple[Step, int]], int]:
             free.append(count)
             count += 1
         held[s.result] = free.pop()
+        if s.apart:
+            free += done
         out.append((s, held[s.result]))
     return out, count
 

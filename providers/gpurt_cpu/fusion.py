@@ -15,7 +15,7 @@ from gpurt_cpu.memory import Empty
 from gpurt_cpu.ops import lookup
 from gpurt_cpu.ops.channels_last import Convolution
 from gpurt_cpu.ops.table import Array
-from gpurt_cpu.steps import affine, binary, compute_for, constant, gate_for
+from gpurt_cpu.steps import affine, compute_for, constant, program_for
 
 MOST_NODES: Final = 64
 # Their kernels yield memory of their own, which the chain that follows may overwrite.
@@ -289,16 +289,18 @@ class FusedUnit:
         compute, count = found
         args = [self._number(v) for v in node.inputs[:count]]
         result = self._number(node.outputs[0], content=False)
-        gate = gate_for(node)
-        if gate is not None:
-            inner = self._numbers.setdefault(f"\0{len(self._numbers)}", len(self._numbers))
-            return [
-                Step(node, gate, (args[0],), inner),
-                Step(node, partial(binary, np.multiply), (args[0], inner), result),
-            ]
+        steps: list[Step] = []
+        program = program_for(node)
+        if program is not None:
+            numbers = [args[0]]  # the input, then the results
+            for compute, sources in program[:-1]:
+                inner = self._numbers.setdefault(f"\0{len(self._numbers)}", len(self._numbers))
+                steps.append(Step(node, compute, tuple(numbers[s + 1] for s in sources), inner, apart=True))
+                numbers.append(inner)
+            compute, sources = program[-1]
+            return [*steps, Step(node, compute, tuple(numbers[s + 1] for s in sources), result)]
         if count <= 2:
             return [Step(node, compute, tuple(args), result)]
-        steps: list[Step] = []
         for position, arg in enumerate(args[1:]):
             last = position == count - 2
             out = result if last else self._numbers.setdefault(f"\0{len(self._numbers)}", len(self._numbers))
