@@ -12,7 +12,7 @@ from gpurt.errors import GpurtError, RuntimeException
 from gpurt.graph.view import GraphView, NodeView, ValueView
 from gpurt_cpu.blockwise import Chain, Step
 from gpurt_cpu.memory import Empty
-from gpurt_cpu.ops import lookup
+from gpurt_cpu.ops import lookup, products
 from gpurt_cpu.ops.channels_last import Convolution
 from gpurt_cpu.ops.table import Array
 from gpurt_cpu.steps import affine, compute_for, constant, program_for
@@ -206,6 +206,10 @@ class FusedUnit:
                 self._products.append((node, fn, {}, args[:1], self._number(out, content=False)))
                 return rest
         attrs = dict(node.attrs)
+        if node.op_type in ("MatMul", "Gemm"):
+            fn = partial(products.matmul if node.op_type == "MatMul" else products.gemm, empty=self._empty)
+            self._products.append((node, fn, attrs, args, self._number(out, content=False)))
+            return rest
         if kernel.wants_constants and weights is not None:
             attrs["prepared"] = {}
         self._products.append((node, kernel.fn, attrs, args, self._number(out, content=False)))
