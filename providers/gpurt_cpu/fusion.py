@@ -13,7 +13,7 @@ from gpurt.graph.view import GraphView, NodeView, ValueView
 from gpurt_cpu.blockwise import Chain, Step
 from gpurt_cpu.memory import Empty
 from gpurt_cpu.ops import lookup, products
-from gpurt_cpu.ops.channels_last import Convolution
+from gpurt_cpu.ops.channels_last import Convolution, Upsampling
 from gpurt_cpu.ops.table import Array
 from gpurt_cpu.steps import affine, compute_for, constant, program_for
 
@@ -113,6 +113,17 @@ def _channelwise(node: NodeView, source: str, rank: int | None) -> tuple[Array, 
     return np.ones(1), -c if node.op_type == "Sub" else c
 
 
+def _upsampling(node: NodeView, weights: Array, bias: Array | None) -> Upsampling | None:
+    """A ConvTranspose whose windows neither overlap nor are cut, or None if the node is another."""
+    if weights.ndim != 4 or weights.dtype != np.float32 or (bias is not None and bias.dtype != np.float32):
+        return None
+    plain = node.attr("group", 1) == 1 and node.attr("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    zeros = not any(any(node.attr(name, None) or ()) for name in ("pads", "output_padding", "output_shape"))
+    ones = all(d == 1 for d in node.attr("dilations", None) or ())
+    fits = tuple(node.attr("strides", None) or (1, 1)) == weights.shape[2:]
+    return Upsampling(weights, bias) if plain and zeros and ones and fits else None
+
+
 class FusedUnit:
     """Products, and the elementwise chain that makes one result of them.
 
@@ -206,6 +217,12 @@ class FusedUnit:
                 self._products.append((node, fn, {}, args[:1], self._number(out, content=False)))
                 return rest
         attrs = dict(node.attrs)
+        if node.op_type == "ConvTranspose" and weights is not None and (bias is not None or not given):
+            upsampling = _upsampling(node, weights, bias)
+            if upsampling is not None:
+                fn = partial(upsampling, empty=self._empty)
+                self._products.append((node, fn, {}, args[:1], self._number(out, content=False)))
+                return rest
         if node.op_type in ("MatMul", "Gemm"):
             fn = partial(products.matmul if node.op_type == "MatMul" else products.gemm, empty=self._empty)
             self._products.append((node, fn, attrs, args, self._number(out, content=False)))

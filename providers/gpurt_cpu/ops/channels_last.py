@@ -144,6 +144,8 @@ class Convolution:
                 bias = np.zeros(filters, np.float32) if self._bias is None else self._bias
                 winograd = self._weights[tile] = Winograd(w, bias, tile, self._relu, self.after)
             return winograd.method(place), out
+        if kernel[1] * channels <= 12:
+            return self._planes(place), out
         if plain and kernel[1] > 1 and channels >= 16 and 2 * filters <= 3 * channels:
             return self._sliding(place), out
         return self._windows(place), out
@@ -296,6 +298,27 @@ class Convolution:
 
         return run
 
+    def _planes(self, place: Padding) -> Method:
+        """As `_windows` for few channels: what each tap reads is a row of a matrix, and long runs of memory."""
+        (height, width), (kh, kw) = place.out, place.kernel
+        filters, channels = self._w.shape[:2]
+        weights = self._kept("planes", lambda: np.ascontiguousarray(self._w.reshape(filters, -1).T))
+        length = weights.shape[0]
+        rows = max(1, min(height, _SCRATCH // (width * length)))
+
+        def run(x: Array, y: Array, empty: Empty) -> None:
+            first = place.apply(x, empty, first=True)
+            view = place.windows(first).transpose(4, 0, 1, 2, 3)
+            for start in range(0, height, rows):
+                part = view[:, :, :, start : start + rows]
+                columns = empty((length, part.shape[3] * width))
+                columns.reshape(part.shape)[...] = part
+                target = y[start : start + rows]
+                np.matmul(columns.T, weights, out=target.reshape(-1, filters))
+                self._finish(target)
+
+        return run
+
     def _sliding(self, place: Padding) -> Method:
         """Products with runs of `kw` pixels as they lie in memory, one for each row of the kernel, added up.
 
@@ -336,6 +359,38 @@ class Convolution:
         return run
 
 
+class Upsampling:
+    """A transposed convolution whose windows do not overlap: its kernel is as large as its strides.
+
+    Args:
+        w: weights (C, M, kh, kw), which do not change.
+        bias: (M,) or None.
+    """
+
+    def __init__(self, w: Array, bias: Array | None) -> None:
+        self._shape = w.shape
+        self._weights = np.ascontiguousarray(w.transpose(0, 2, 3, 1).reshape(w.shape[0], -1))
+        self._bias = None if bias is None else np.tile(bias, w.shape[3])  # for the taps of a row
+
+    def __call__(self, x: Array, empty: Empty) -> Array:
+        """The result (N, M, height, width), in memory with the channels last."""
+        channels, filters, kh, kw = self._shape
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise InvalidArgument(f"weights {self._shape} do not fit an input {x.shape}")
+        n, _, height, width = x.shape
+        y = empty((n, height * kh, width * kw, filters))
+        for image, result in zip(last(x), y, strict=True):
+            products = empty((height * width, kh * kw * filters))
+            np.matmul(_matrix(image, empty), self._weights, out=products)
+            spread = products.reshape(height, width, kh, kw * filters).transpose(0, 2, 1, 3)
+            target = result.reshape(height, kh, width, kw * filters)
+            if self._bias is None:
+                np.copyto(target, spread)
+            else:
+                np.add(spread, self._bias, out=target)
+        return y.transpose(0, 3, 1, 2)
+
+
 class Padding:
     """Where an image lies in its padded form, which windows of a kernel are read from.
 
@@ -360,7 +415,9 @@ class Padding:
         self.shape = tuple(size[i] + sum(pads[i]) for i in range(2))
         self.padded = any(p for pair in pads for p in pair)
 
-    def apply(self, x: Array, empty: Empty, *, slack: int = 0, shape: Sequence[int] | None = None) -> Array:
+    def apply(
+        self, x: Array, empty: Empty, *, slack: int = 0, shape: Sequence[int] | None = None, first: bool = False
+    ) -> Array:
         """The padded form of (H, W, C), dense: the image itself if that is so already, and no more is asked for.
 
         Args:
@@ -368,29 +425,37 @@ class Padding:
             empty: makes memory.
             slack: pixels that must follow in memory, zeros; the result then is (pixels, C).
             shape: height and width if these are to be larger than the padding makes them; zeros follow.
+            first: whether memory is to have the channels first; the shape stays.
         """
+        if first:
+            whole = empty((x.shape[2], *self.shape)).transpose(1, 2, 0)
+            self._fill(x, whole)
+            return whole
         if not self.padded and not slack and shape is None and x.flags.c_contiguous:
             return x.reshape(-1).reshape(x.shape)  # with the strides of axes of one element, too
         height, width = shape or self.shape
         channels = x.shape[2]
         flat = empty((height * width + slack, channels))
         whole = flat[: height * width].reshape(height, width, channels)
+        flat[height * width :] = 0
+        self._fill(x, whole)
+        return flat if slack else whole
+
+    def _fill(self, x: Array, whole: Array) -> None:
+        """Put an image where it belongs in memory for its padded form, or for one with more rows and columns after."""
         where: list[slice] = []
         source: list[slice] = []
-        for i, length in enumerate((height, width)):
+        for i in range(2):
             begin = self._begin[i]
             stop = min(begin + self._size[i], self.shape[i])
             where.append(slice(max(begin, 0), max(stop, 0)))
             source.append(slice(max(-begin, 0), max(stop, 0) - begin))
-            assert stop <= length
         top, left = where
         whole[: top.start] = 0
         whole[top.stop :] = 0
         whole[top, : left.start] = 0
         whole[top, left.stop :] = 0
-        flat[height * width :] = 0
         whole[top, left] = x[source[0], source[1]]
-        return flat if slack else whole
 
     def phases(self, x: Array, step: int, shape: tuple[int, int], empty: Empty) -> Array:
         """The padded form as (step, height, width, C): [p, h, w] is its column ``w * step + p``. The shape is its size."""
