@@ -146,7 +146,7 @@ class Convolution:
             return winograd.method(place), out
         if kernel[1] * channels <= 12:
             return self._planes(place), out
-        if plain and kernel[1] > 1 and channels >= 16 and 2 * filters <= 3 * channels:
+        if plain and kernel[1] > 1 and channels >= 16 and 2 * filters <= 3 * channels and out[1] >= 20:
             return self._sliding(place), out
         return self._windows(place), out
 
@@ -320,7 +320,7 @@ class Convolution:
         return run
 
     def _sliding(self, place: Padding) -> Method:
-        """Products with runs of `kw` pixels as they lie in memory, one for each row of the kernel, added up.
+        """Products of runs of `kw` pixels as they lie in memory with all rows of the kernel, added up with a shift.
 
         Runs that begin at neighbouring pixels overlap, which BLAS cannot read as one matrix: so one product takes each
         `kw`-th run. Runs over the end of a row mean nothing and are left out.
@@ -328,32 +328,30 @@ class Convolution:
         (height, width), (kh, kw) = place.out, place.kernel
         filters, channels = self._w.shape[:2]
         weights = self._kept(
-            "sliding", lambda: np.ascontiguousarray(self._w.transpose(2, 3, 1, 0).reshape(kh, -1, filters))
+            "sliding", lambda: np.ascontiguousarray(self._w.transpose(3, 1, 2, 0).reshape(kw * channels, -1))
         )
         pitch = place.shape[1]
-        rows = max(1, min(height, 2 * _SCRATCH // (pitch * kh * filters)))
+        rows = max(1, min(height, _SCRATCH // (pitch * kh * filters)))
 
         def run(x: Array, y: Array, empty: Empty) -> None:
             pixels = place.apply(x, empty, slack=2 * kw).reshape(-1, channels)
-            runs = -(-rows * pitch // kw)
-            sums = empty((kh, runs * kw, filters))
+            sums = empty(((rows + kh) * pitch + kw, kh * filters))
             for start in range(0, height, rows):
-                count = min(rows, height - start)
+                target = y[start : start + rows]
+                count = len(target) + kh - 1  # rows of the padded form that the part reads
                 runs = -(-count * pitch // kw)
-                for a in range(kh):
-                    out = sums[a, : runs * kw].reshape(runs, kw, filters)
-                    first = (start + a) * pitch
-                    for b in range(kw):
-                        matrix = pixels[first + b : first + b + runs * kw].reshape(runs, kw * channels)
-                        np.matmul(matrix, weights[a], out=out[:, b])
-                parts = sums[:, : count * pitch].reshape(kh, count, pitch, filters)[:, :, :width]
-                target = y[start : start + count]
+                out = sums[: runs * kw].reshape(runs, kw, -1)
+                first = start * pitch
+                for b in range(kw):
+                    matrix = pixels[first + b : first + b + runs * kw].reshape(runs, kw * channels)
+                    np.matmul(matrix, weights, out=out[:, b])
+                parts = sums[: count * pitch].reshape(count, pitch, kh, filters)[:, :width]
                 if kh == 1:
-                    np.copyto(target, parts[0])
+                    np.copyto(target, parts[:, :, 0])
                 else:
-                    np.add(parts[0], parts[1], out=target)
-                for part in parts[2:]:
-                    np.add(target, part, out=target)
+                    np.add(parts[: len(target), :, 0], parts[1 : len(target) + 1, :, 1], out=target)
+                for a in range(2, kh):
+                    np.add(target, parts[a : a + len(target), :, a], out=target)
                 self._finish(target)
 
         return run
