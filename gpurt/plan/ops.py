@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gpurt.plan.replay import Op
-from gpurt.plan.steps import CopyStep, HostStep, ReadStep, StoreStep, ViewStep, WriteStep
+from gpurt.plan.steps import CopyStep, Draft, HostStep, ReadStep, StoreStep, ViewStep, WriteStep
 from gpurt.plan.values import Held, Run, aligned_empty
 from gpurt.provider import BufferRef, ContinuingUnit, DeviceMemory
 from gpurt.spec import Spec
 
 
-def call(step: HostStep) -> Op:
-    """Call a host unit."""
+def last_reads(draft: Draft) -> dict[int, list[int]]:
+    """The registers that a host step is the last to read, by the step's number; outputs of the plan are not among them.
+
+    Letting go of their values at once keeps memory small, and what is used again is still in the processor's cache.
+    """
+    last: dict[int, int] = {}
+    for number, step in enumerate(draft.steps):
+        if isinstance(step, HostStep):
+            last.update((r, number) for r in step.ins if r >= 0)
+        elif isinstance(step, WriteStep | StoreStep):
+            last[step.register] = number
+    for _, place in draft.outputs:
+        if place.register is not None:
+            last.pop(place.register, None)
+    found: dict[int, list[int]] = {}
+    for register, number in last.items():
+        found.setdefault(number, []).append(register)
+    return found
+
+
+def call(step: HostStep, done: Sequence[int] = ()) -> Op:
+    """Call a host unit, then let go of the values in the registers that are done with."""
     compute, ins, outs, into = step.unit.call, step.ins, step.outs, step.into
     compute_into = step.unit.call_into if isinstance(step.unit, ContinuingUnit) else None
 
@@ -27,6 +47,8 @@ def call(step: HostStep) -> Op:
             results = compute(inputs)
         for register, value in zip(outs, results, strict=False):
             registers[register] = value
+        for register in done:
+            registers[register] = None
 
     return op
 

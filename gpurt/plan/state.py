@@ -140,7 +140,8 @@ class PlanState:
         # A proxy: a state that knew itself would be freed only when the garbage collector comes by.
         ref = partial(PlanState._ref, weakref.proxy(self))
         steps: list[BoundStep] = []
-        for step in self._draft.steps:
+        done = ops.last_reads(self._draft)
+        for number, step in enumerate(self._draft.steps):
             if isinstance(step, DeviceStep):
                 assert step.plan.bind is not None, "a plan with operands has something to bind"
                 bound = step.plan.bind([self._ref(s, run, env) for s in step.slots])
@@ -150,7 +151,7 @@ class PlanState:
                 for operand, slot in enumerate(step.slots):
                     self._note_foreign(slot).append((bound, operand, slot.root()[1], slot.nbytes))
             elif isinstance(step, HostStep):
-                steps.append((step, ops.call(step)))
+                steps.append((step, ops.call(step, done.get(number, ()))))
             elif isinstance(step, StoreStep):
                 steps.append((step, ops.store(step, self._memory(step.slot.space), self._ref(step.slot, run, env))))
             elif isinstance(step, ViewStep):

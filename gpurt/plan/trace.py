@@ -248,9 +248,9 @@ def _call(step: HostStep, inner: Op) -> Op:
     def op(run: Run, registers: list[Any]) -> None:
         run.check()
         assert run.trace is not None, "a traced run has a trace"
+        ins = [_spec(registers[i]) if i >= 0 else None for i in step.ins]  # before the step lets go of them
         start = perf_counter_ns()
         inner(run, registers)
-        ins = [_spec(registers[i]) if i >= 0 else None for i in step.ins]
         outs = [_spec(registers[i]) for i in step.outs]
         run.trace.host("Node", name, start, partial(_host_args, step, ins, outs, constant))
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from gpurt.errors import RuntimeException
 from gpurt.graph.view import NodeView
+from gpurt_cpu.memory import Empty
+from gpurt_cpu.ops.common import channels_last
 from gpurt_cpu.ops.table import Array
 
 BLOCK: Final = 1 << 15  # elements: a few float32 arrays of this size fit a second-level cache
@@ -22,12 +24,17 @@ Compute = Callable[[Sequence[Array], Array], Any]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One elementwise computation: values by number in, one value out."""
+    """One elementwise computation: values by number in, one value out.
+
+    Attributes:
+        apart: whether the result must not be written over an argument; not for the last step of a chain.
+    """
 
     node: NodeView
     compute: Compute
     args: tuple[int, ...]
     result: int
+    apart: bool = False
 
 
 class _Layout:
@@ -93,7 +100,9 @@ def _scratch(steps: Sequence[Step]) -> tuple[list[tuple[Step, int]], int]:
     count = 0
     out = []
     for i, s in enumerate(steps):
-        free += [held.pop(a) for a in dict.fromkeys(s.args) if a in held and last[a] == i]
+        done = [held.pop(a) for a in dict.fromkeys(s.args) if a in held and last[a] == i]
+        if not s.apart:
+            free += done
         if i == len(steps) - 1:
             out.append((s, -1))
             break
@@ -101,6 +110,8 @@ def _scratch(steps: Sequence[Step]) -> tuple[list[tuple[Step, int]], int]:
             free.append(count)
             count += 1
         held[s.result] = free.pop()
+        if s.apart:
+            free += done
         out.append((s, held[s.result]))
     return out, count
 
@@ -108,14 +119,24 @@ def _scratch(steps: Sequence[Step]) -> tuple[list[tuple[Step, int]], int]:
 class Chain:
     """Elementwise steps over float32 arrays; the last one yields the result."""
 
-    def __init__(self, steps: Sequence[Step]) -> None:
+    def __init__(self, steps: Sequence[Step], empty: Empty) -> None:
         self.steps = steps
+        self._empty = empty
         self._layouts: dict[tuple[tuple[int, ...], ...], _Layout] = {}
         made = {s.result for s in steps}
         self.outside = list(dict.fromkeys(a for s in steps for a in s.args if a not in made))
 
     def run(self, values: dict[int, Array], owned: Sequence[int]) -> Array:
         """The result. Of the values, which `values` gains to, those `owned` may be overwritten by it."""
+        if any(channels_last(values[v]) for v in self.outside):
+            rank = max(values[v].ndim for v in self.outside)
+            for v in self.outside:
+                values[v] = _turned(values[v], rank)
+            result = self._run(values, owned)
+            return result.transpose(0, rank - 1, *range(1, rank - 1))
+        return self._run(values, owned)
+
+    def _run(self, values: dict[int, Array], owned: Sequence[int]) -> Array:
         key = tuple(values[v].shape for v in self.outside)
         layout = self._layouts.get(key)
         if layout is None:
@@ -128,8 +149,8 @@ class Chain:
             s.compute([values[a] for a in s.args], out)
         result = next((values[v] for v in owned if values[v].shape == layout.shape), None)
         if result is None:
-            result = np.empty(layout.shape, np.float32)
-        buffers = [np.empty(min(result.size, 2 * BLOCK), np.float32) for _ in range(layout.scratch)]
+            result = self._empty(layout.shape)
+        buffers = [self._empty((min(result.size, 2 * BLOCK),)) for _ in range(layout.scratch)]
         views: dict[tuple[int, tuple[int, ...]], Array] = {}
         inner = layout.inner
         for where, index in zip(layout.places, layout.blocks, strict=True):
@@ -150,6 +171,14 @@ class Chain:
                 s.compute([now[a] for a in s.args], out)
                 now[s.result] = out
         return result
+
+
+def _turned(x: Array, rank: int) -> Array:
+    """View of an array that broadcasts to a rank, with what is the second axis at that rank as the last."""
+    if x.ndim <= rank - 2:
+        return x[..., None] if x.ndim else x
+    x = x if x.ndim == rank else x[None]
+    return x.transpose(0, *range(2, rank), 1)
 
 
 def _part(shape: tuple[int, ...], whole: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:

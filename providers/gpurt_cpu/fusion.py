@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -10,9 +11,11 @@ import numpy as np
 from gpurt.errors import GpurtError, RuntimeException
 from gpurt.graph.view import GraphView, NodeView, ValueView
 from gpurt_cpu.blockwise import Chain, Step
-from gpurt_cpu.ops import lookup
+from gpurt_cpu.memory import Empty
+from gpurt_cpu.ops import lookup, products
+from gpurt_cpu.ops.images import Convolution, Upsampling
 from gpurt_cpu.ops.table import Array
-from gpurt_cpu.steps import affine, compute_for, constant
+from gpurt_cpu.steps import affine, compute_for, constant, program_for
 
 MOST_NODES: Final = 64
 # Their kernels yield memory of their own, which the chain that follows may overwrite.
@@ -52,7 +55,7 @@ def groups(partition: GraphView) -> list[list[NodeView]]:
                     inside.update(members.pop(by_result.pop(name)))
                     found = True
         members[number] = sorted(inside)
-        if elementwise[number] or _is_product(node):
+        if elementwise[number] or is_product(node):
             by_result[node.outputs[0].name] = number  # type: ignore[union-attr]
     return [[nodes[i] for i in members[last]] for last in sorted(members)]
 
@@ -64,7 +67,8 @@ def is_elementwise(node: NodeView) -> bool:
     return _normalization(node) is not None or compute_for(node) is not None
 
 
-def _is_product(node: NodeView) -> bool:
+def is_product(node: NodeView) -> bool:
+    """Whether the node's kernel yields memory of its own, which a chain may take over."""
     out = node.outputs[0] if node.outputs else None
     return node.op_type in _PRODUCTS and not node.domain and out is not None and out.dtype == np.float32
 
@@ -109,6 +113,17 @@ def _channelwise(node: NodeView, source: str, rank: int | None) -> tuple[Array, 
     return np.ones(1), -c if node.op_type == "Sub" else c
 
 
+def _upsampling(node: NodeView, weights: Array, bias: Array | None) -> Upsampling | None:
+    """A ConvTranspose whose windows neither overlap nor are cut, or None if the node is another."""
+    if weights.ndim != 4 or weights.dtype != np.float32 or (bias is not None and bias.dtype != np.float32):
+        return None
+    plain = node.attr("group", 1) == 1 and node.attr("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    zeros = not any(any(node.attr(name, None) or ()) for name in ("pads", "output_padding", "output_shape"))
+    ones = all(d == 1 for d in node.attr("dilations", None) or ())
+    fits = tuple(node.attr("strides", None) or (1, 1)) == weights.shape[2:]
+    return Upsampling(weights, bias) if plain and zeros and ones and fits else None
+
+
 class FusedUnit:
     """Products, and the elementwise chain that makes one result of them.
 
@@ -116,7 +131,8 @@ class FusedUnit:
     each other become one.
     """
 
-    def __init__(self, nodes: Sequence[NodeView]) -> None:
+    def __init__(self, nodes: Sequence[NodeView], empty: Empty) -> None:
+        self._empty = empty
         self.nodes: Sequence[NodeView] = tuple(nodes)
         self._readers: dict[str, int] = {}
         for node in nodes:
@@ -125,15 +141,18 @@ class FusedUnit:
                     self._readers[v.name] = self._readers.get(v.name, 0) + 1
         self._numbers: dict[str, int] = {}
         self._constants: dict[int, Array] = {}
-        rest = [n for n in nodes if not _is_product(n)]
+        rest = [n for n in nodes if not is_product(n)]
         self._products: list[tuple[NodeView, Any, dict[str, Any], list[int | None], int]] = []
+        self._convolution: Convolution | None = None
         for node in nodes:
-            if _is_product(node):
+            if is_product(node):
                 rest = self._add_product(node, rest)
-        self._chain = Chain(self._steps(rest)) if rest else None
         last = nodes[-1].outputs[0]
         assert last is not None
+        self._chain = Chain(self._steps(rest), empty) if rest else None
         self._result = self._numbers[last.name]
+        if self._chain is not None and self._convolution is not None and self._pointwise(self._chain):
+            self._convolution.after, self._chain = self._after(self._chain), None
         made = {v.name for n in nodes for v in n.outputs if v is not None}
         # Constants are inputs too, though the unit holds what it needs of them: so the plan can infer shapes.
         names = [v.name for n in nodes for v in n.inputs if v is not None and v.name not in made]
@@ -188,11 +207,57 @@ class FusedUnit:
                 folded = weights * factor.astype(np.float32).reshape(-1, *(1,) * (weights.ndim - 1))
                 offset = np.broadcast_to(start * scale + shift, (weights.shape[0],)).astype(np.float32)
                 args = [args[0], self._own(folded), self._own(offset)]
+                weights, bias = folded, offset
+            if weights.dtype == np.float32 and weights.ndim in (3, 4) and (bias is None or bias.dtype == np.float32):
+                relu = self._sole_reader(out, rest, "Relu")
+                if relu is not None:
+                    out, rest = relu.outputs[0], [n for n in rest if n is not relu]
+                self._convolution = Convolution(weights, bias, relu=relu is not None, **node.attrs)
+                fn = partial(self._convolution, empty=self._empty)
+                self._products.append((node, fn, {}, args[:1], self._number(out, content=False)))
+                return rest
         attrs = dict(node.attrs)
+        if node.op_type == "ConvTranspose" and weights is not None and (bias is not None or not given):
+            upsampling = _upsampling(node, weights, bias)
+            if upsampling is not None:
+                fn = partial(upsampling, empty=self._empty)
+                self._products.append((node, fn, {}, args[:1], self._number(out, content=False)))
+                return rest
+        if node.op_type in ("MatMul", "Gemm"):
+            fn = partial(products.matmul if node.op_type == "MatMul" else products.gemm, empty=self._empty)
+            self._products.append((node, fn, attrs, args, self._number(out, content=False)))
+            return rest
         if kernel.wants_constants and weights is not None:
             attrs["prepared"] = {}
         self._products.append((node, kernel.fn, attrs, args, self._number(out, content=False)))
         return rest
+
+    def _pointwise(self, chain: Chain) -> bool:
+        """Whether a chain is a function of each element of the only product, which nothing else reads."""
+        if len(self._products) != 1:
+            return False
+        numbers = set(chain.outside) - {self._products[0][4]}
+        return all(n in self._constants and self._constants[n].size == 1 for n in numbers)
+
+    def _after(self, chain: Chain) -> Callable[[Array], None]:
+        """The chain as what happens to memory in place."""
+        product = self._products[0][4]
+        scalars = {n: self._constants[n].reshape(()) for n in chain.outside if n != product}
+        end = chain.steps[-1].result
+        self._result = product
+
+        def run(part: Array) -> None:
+            result = chain.run({product: part, **scalars}, [product])
+            assert result is part, f"the chain that yields {end} makes memory of its own"
+
+        return run
+
+    def _sole_reader(self, value: ValueView | None, rest: Sequence[NodeView], op_type: str) -> NodeView | None:
+        """The node that alone reads a value, if it is of a type."""
+        if value is None or self._readers.get(value.name) != 1:
+            return None
+        found = (n for n in rest if n.op_type == op_type and not n.domain)
+        return next((n for n in found if any(v is not None and v.name == value.name for v in n.inputs)), None)
 
     def _own(self, content: Array) -> int:
         number = self._numbers.setdefault(f"\0{len(self._numbers)}", len(self._numbers))
@@ -245,9 +310,18 @@ class FusedUnit:
         compute, count = found
         args = [self._number(v) for v in node.inputs[:count]]
         result = self._number(node.outputs[0], content=False)
+        steps: list[Step] = []
+        program = program_for(node)
+        if program is not None:
+            numbers = [args[0]]  # the input, then the results
+            for compute, sources in program[:-1]:
+                inner = self._numbers.setdefault(f"\0{len(self._numbers)}", len(self._numbers))
+                steps.append(Step(node, compute, tuple(numbers[s + 1] for s in sources), inner, apart=True))
+                numbers.append(inner)
+            compute, sources = program[-1]
+            return [*steps, Step(node, compute, tuple(numbers[s + 1] for s in sources), result)]
         if count <= 2:
             return [Step(node, compute, tuple(args), result)]
-        steps: list[Step] = []
         for position, arg in enumerate(args[1:]):
             last = position == count - 2
             out = result if last else self._numbers.setdefault(f"\0{len(self._numbers)}", len(self._numbers))

@@ -12,7 +12,8 @@ from gpurt.errors import GpurtError, InvalidArgument, RuntimeException
 from gpurt.graph.view import GraphView, NodeView
 from gpurt.infer.constraints import objection
 from gpurt.provider import HOST, Capability, Device, DeviceUnit, HostUnit, Provider, SupportInfo
-from gpurt_cpu.fusion import FusedUnit, groups
+from gpurt_cpu.fusion import FusedUnit, groups, is_product
+from gpurt_cpu.memory import Recycler
 from gpurt_cpu.ops import lookup, operators
 from gpurt_cpu.steps import constant
 
@@ -26,6 +27,7 @@ class CpuProvider(Provider):
     def __init__(self) -> None:
         self.device = "cpu"
         self.memory_space = HOST
+        self._memory = Recycler()
 
     @classmethod
     def probe(cls) -> Sequence[Device]:
@@ -57,7 +59,10 @@ class CpuProvider(Provider):
 
     def compile(self, partition: GraphView) -> Sequence[HostUnit | DeviceUnit]:
         """A unit for each chain of elementwise nodes and the products that feed it, and one for each other node."""
-        return [FusedUnit(g) if len(g) > 1 else NumpyUnit(g[0]) for g in groups(partition)]
+        return [
+            FusedUnit(g, self._memory.empty) if len(g) > 1 or is_product(g[0]) else NumpyUnit(g[0])
+            for g in groups(partition)
+        ]
 
 
 class NumpyUnit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -11,6 +12,7 @@ import numpy as np
 from gpurt.graph.view import NodeView, ValueView
 from gpurt_cpu.blockwise import Compute
 from gpurt_cpu.ops import lookup
+from gpurt_cpu.ops.elementwise import ERF, horner
 from gpurt_cpu.ops.table import Array
 
 _UNARY: Final[dict[str, np.ufunc]] = {
@@ -56,6 +58,18 @@ _BY_KERNEL: Final = frozenset(
 )
 _ZERO: Final = np.zeros((), np.float32)
 _ONE: Final = np.ones((), np.float32)
+_HALF: Final = np.full((), 1 / 2, np.float32)
+_INFINITE: Final = np.full((), np.inf, np.float32)
+
+# erf(x / sqrt(2)) = tanh(x P(x^2)); and what Gelu's approximation has in that place.
+_GELU: Final = tuple(np.float32(c / (math.sqrt(2) * 2**k)) for k, c in reversed(list(enumerate(reversed(ERF)))))
+_GELU_TANH: Final = tuple(np.float32(c * math.sqrt(2 / math.pi)) for c in (0.044715, 1.0))
+
+X: Final = -1
+"""The input of a program."""
+
+Program = Sequence[tuple[Compute, tuple[int, ...]]]
+"""Computations in order, each with its arguments: results of earlier ones by number, or the input."""
 
 
 def compute_for(node: NodeView) -> tuple[Compute, int] | None:
@@ -71,7 +85,7 @@ def compute_for(node: NodeView) -> tuple[Compute, int] | None:
     if kind in _BINARY and len(node.inputs) >= 2:
         return partial(_binary, _BINARY[kind]), len(node.inputs)
     if kind == "Relu":
-        return partial(_bounded, _ZERO, None), 1
+        return partial(_bounded, _ZERO, _INFINITE), 1  # faster than maximum
     if kind == "Sigmoid":
         return _sigmoid, 1
     if kind == "HardSigmoid":
@@ -85,6 +99,22 @@ def compute_for(node: NodeView) -> tuple[Compute, int] | None:
     if kernel is None:
         return None
     return partial(_kernel, partial(kernel.fn, **node.attrs)), len(node.inputs)
+
+
+def program_for(node: NodeView) -> Program | None:
+    """A function of one input that is more than one pass over memory, as steps whose intermediates are scratch."""
+    kind = node.op_type
+    if kind == "HardSwish":
+        return ((partial(_hard_sigmoid, np.float32(1 / 6), np.float32(1 / 2)), (X,)), (_times, (X, 0)))
+    if kind == "Swish" and node.attr("alpha", 1.0) == 1:
+        return ((_sigmoid, (X,)), (_times, (X, 0)))
+    if kind == "Erf":
+        return ((_square, (X,)), (partial(_polynomial, ERF), (0,)), (_tanh_of_product, (1, X)))
+    if kind == "Gelu" and node.attr("approximate", "none") == "none":
+        return ((_square, (X,)), (partial(_polynomial, _GELU), (0,)), (_gate_of_product, (1, X)), (_times, (X, 2)))
+    if kind == "Gelu":
+        return ((_square, (X,)), (partial(_polynomial, _GELU_TANH), (0,)), (_gate_of_product, (1, X)), (_times, (X, 2)))
+    return None
 
 
 def constant(node: NodeView, position: int) -> Array | None:
@@ -126,6 +156,9 @@ def _binary(ufunc: np.ufunc, args: Sequence[Array], out: Array) -> None:
 
 def _bounded(low: Array | None, high: Array | None, args: Sequence[Array], out: Array) -> None:
     x = args[0]
+    if low is not None and high is not None:
+        np.clip(x, low, high, out=out)
+        return
     if low is not None:
         x = np.maximum(x, low, out=out)
     if high is not None:
@@ -144,8 +177,31 @@ def _sigmoid(args: Sequence[Array], out: Array) -> None:
 def _hard_sigmoid(alpha: Any, beta: Any, args: Sequence[Array], out: Array) -> None:
     np.multiply(args[0], alpha, out=out)
     np.add(out, beta, out=out)
-    np.maximum(out, _ZERO, out=out)
-    np.minimum(out, _ONE, out=out)
+    np.clip(out, _ZERO, _ONE, out=out)
+
+
+def _square(args: Sequence[Array], out: Array) -> None:
+    np.square(args[0], out=out)
+
+
+def _times(args: Sequence[Array], out: Array) -> None:
+    np.multiply(args[0], args[1], out=out)
+
+
+def _polynomial(coefficients: Sequence[np.float32], args: Sequence[Array], out: Array) -> None:
+    horner(args[0], out, coefficients)
+
+
+def _tanh_of_product(args: Sequence[Array], out: Array) -> None:
+    np.multiply(args[0], args[1], out=out)
+    np.tanh(out, out=out)
+
+
+def _gate_of_product(args: Sequence[Array], out: Array) -> None:
+    """``(1 + tanh(a b)) / 2``."""
+    _tanh_of_product(args, out)
+    np.multiply(out, _HALF, out=out)
+    np.add(out, _HALF, out=out)
 
 
 def affine(args: Sequence[Array], out: Array) -> None:

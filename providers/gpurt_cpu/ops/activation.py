@@ -163,10 +163,21 @@ def quick_gelu(x: Array, *, alpha: float = 1.702) -> Any:
 
 def softmax(x: Array, axis: int = -1) -> Array:
     """Softmax of a float array along an axis; rows that hold only minus infinity give NaN, as the formula does."""
-    y = x - np.max(x, axis=axis, keepdims=True, initial=-np.inf)
-    np.exp(y, out=y)
-    y /= np.sum(y, axis=axis, keepdims=True)
-    return np.asarray(y)
+    if axis in (-1, x.ndim - 1) and x.size > BLOCK and x.flags.c_contiguous:
+        rows, y = x.reshape(-1, x.shape[-1]), np.empty(x.shape, x.dtype)
+        results = y.reshape(rows.shape)
+        count = max(BLOCK // rows.shape[1], 1)  # rows at a time: four passes go over them
+        for i in range(0, len(rows), count):
+            _softmax(rows[i : i + count], -1, results[i : i + count])
+        return y
+    return _softmax(x, axis, np.empty_like(x))
+
+
+def _softmax(x: Array, axis: int, out: Array) -> Array:
+    np.subtract(x, np.max(x, axis=axis, keepdims=True, initial=-np.inf), out=out)
+    np.exp(out, out=out)
+    np.divide(out, np.sum(out, axis=axis, keepdims=True), out=out)
+    return out
 
 
 def narrow_softmax(x: Array, dtype: np.dtype[Any], axis: int = -1) -> Array:

@@ -101,6 +101,11 @@ def attention(
             f"{heads} query heads do not share {groups} key heads", remedy="One must divide the other"
         )
 
+    plain = attn_mask is None and nonpad_kv_seqlen is None and not is_causal and softcap == 0 and not any(outputs[1:])
+    if plain and dtype == np.float32 and max(left_window_size, right_window_size) < 0 and softmax_precision is None:
+        y = _plain(query, key, value, 1 / math.sqrt(size) if scale is None else scale)
+        return y.transpose(0, 2, 1, 3).reshape(batch, queries, -1) if flat else y
+
     def rounded(x: Array) -> Array:
         # Narrow types round after each step, as the standard's own definition of the operator does.
         return x.astype(dtype).astype(np.float32) if dtype in NARROW else x
@@ -141,6 +146,22 @@ def attention(
         y = y.transpose(0, 2, 1, 3).reshape(batch, queries, -1)
     y = y.astype(dtype, copy=False)
     return y if not any(outputs[1:]) else (y, key, value, None if wanted is None else wanted.astype(dtype, copy=False))
+
+
+def _plain(query: Array, key: Array, value: Array, scale: float) -> Array:
+    """Attention without mask or cache, one head at a time: its scores stay in cache."""
+    batch, heads, queries, _ = query.shape
+    share = heads // key.shape[1]
+    y = np.empty((batch, heads, queries, value.shape[3]), np.float32)
+    scores = np.empty((queries, key.shape[2]), np.float32)
+    for place in np.ndindex(batch, heads):
+        where = (place[0], place[1] // share)
+        np.matmul(query[place] * np.float32(scale), key[where].T, out=scores)
+        np.subtract(scores, scores.max(axis=1, keepdims=True, initial=-np.inf), out=scores)
+        np.exp(scores, out=scores)
+        np.matmul(scores, value[where], out=y[place])
+        y[place] /= scores.sum(axis=1, keepdims=True)
+    return y
 
 
 def _softmax(scores: Array, bias: Array | None, precision: np.dtype[Any]) -> Array:

@@ -120,6 +120,18 @@ def moved(x: Array, axis: int, fn: Callable[[Array], Array]) -> Array:
     return np.moveaxis(fn(np.moveaxis(x, axis, -1)), -1, axis)
 
 
+def channels_last(x: Array) -> bool:
+    """Whether the second axis is the innermost of dense memory, which then is in another order than the shape."""
+    return x.ndim > 2 and not x.flags.c_contiguous and x.transpose(0, *range(2, x.ndim), 1).flags.c_contiguous
+
+
+def spatial_mean(x: Array) -> Array:
+    """Mean of (N, C, spatial) over its spatial axes, kept as ones, of memory with the channels last: a product."""
+    pixels = x.transpose(0, *range(2, x.ndim), 1).reshape(x.shape[0], -1, x.shape[1])
+    weights = np.full((1, pixels.shape[1]), 1 / pixels.shape[1], x.dtype)
+    return np.matmul(weights, pixels).reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
+
+
 def per_channel(v: Array, rank: int, axis: int = 1) -> Array:
     """View a 1-D array so that it broadcasts along one axis of an array of the given rank."""
     return v.reshape([-1 if i == axis else 1 for i in range(rank)])

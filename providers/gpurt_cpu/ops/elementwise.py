@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import numpy as np
 
@@ -162,27 +162,30 @@ def bit_shift(x: Array, y: Array, *, direction: str) -> Any:
     return np.left_shift(x, y) if direction == "LEFT" else np.right_shift(x, y)
 
 
-# Rational approximation of erf on [-4, 4], odd in x, as in Eigen: good to the last bit or two of float32.
-_ERF_P = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
-          -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)  # fmt: skip
-_ERF_Q = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
-          -1.42647390514189e-02)  # fmt: skip
+# erf(x) = tanh(x P(x^2)), P the polynomial for which the greatest error is least, highest power first (fitted for this;
+# 6e-8 in exact arithmetic, 1.3e-7 in float32). NumPy's tanh costs less than the divisions of a rational function.
+ERF: Final = tuple(
+    np.float32(c)
+    for c in (1.589600192e-07, -5.985687413e-06, 8.971256926e-05, -6.257195317e-04,
+              -1.843837336e-04, 1.027654814e-01, 1.128379705e+00)
+)  # fmt: skip
+
+
+def horner(square: Array, out: Array, coefficients: Sequence[np.float32]) -> None:
+    """Write a polynomial, highest power first, of an array that is not ``out``."""
+    np.multiply(square, coefficients[0], out=out)
+    for c in coefficients[1:-1]:
+        np.add(out, c, out=out)
+        np.multiply(out, square, out=out)
+    np.add(out, coefficients[-1], out=out)
 
 
 def erf32(x: Array) -> Any:
     """Error function of a float32 array."""
-    x = np.clip(x, -4, 4)
-    square = x * x
-    return x * _horner(square, _ERF_P) / _horner(square, _ERF_Q)
-
-
-def _horner(x: Array, coefficients: tuple[float, ...]) -> Array:
-    total = x * np.float32(coefficients[0]) if x.dtype == F32 else x * coefficients[0]
-    for c in coefficients[1:-1]:
-        total += c
-        total *= x
-    total += coefficients[-1]
-    return total
+    total = np.empty_like(x)
+    horner(np.square(x), total, ERF)
+    np.multiply(total, x, out=total)
+    return np.tanh(total, out=total)
 
 
 @blocked

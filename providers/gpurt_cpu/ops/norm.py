@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from gpurt.errors import InvalidArgument
-from gpurt_cpu.ops.common import NARROW, axis_in, dtype_of, lifted, per_channel, scalar, widen
+from gpurt_cpu.ops.common import BLOCK, NARROW, axis_in, dtype_of, lifted, per_channel, scalar, widen
 from gpurt_cpu.ops.table import Array, op
 
 
@@ -48,6 +49,21 @@ def batch_normalization(
 
 def _normalized(x: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Array, Array, Array]:
     """``(x - mean) / sqrt(var + epsilon)`` in the array's precision, with the mean and the inverse deviation."""
+    lead = x.ndim - len(axes)
+    if axes == tuple(range(lead, x.ndim)) and x.flags.c_contiguous and x.size:
+        shape = (*x.shape[:lead], *(1,) * len(axes))
+        rows = x.reshape(math.prod(x.shape[:lead]), -1)
+        y = np.empty(rows.shape, x.dtype)
+        mean, inverse = np.empty((2, len(rows), 1), x.dtype)
+        count = max(BLOCK // rows.shape[1], 1)  # rows at a time: four passes go over them
+        for i in range(0, len(rows), count):
+            part = slice(i, i + count)
+            np.mean(rows[part], axis=1, keepdims=True, out=mean[part])
+            np.subtract(rows[part], mean[part], out=y[part])
+            var = np.einsum("ij,ij->i", y[part], y[part])[:, None] / x.dtype.type(rows.shape[1])
+            inverse[part] = 1 / np.sqrt(var + x.dtype.type(epsilon))
+            np.multiply(y[part], inverse[part], out=y[part])
+        return y.reshape(x.shape), mean.reshape(shape), inverse.reshape(shape)
     mean = x.mean(axis=axes, keepdims=True)
     y = x - mean
     var = np.square(y).mean(axis=axes, keepdims=True)

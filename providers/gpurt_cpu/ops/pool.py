@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpurt.errors import InvalidArgument
-from gpurt_cpu.ops.common import ints, lifted, ones_like_kernel, padded, window_pads
+from gpurt_cpu.ops.common import channels_last, ints, lifted, ones_like_kernel, padded, spatial_mean, window_pads
 from gpurt_cpu.ops.table import Array, op
 
 
@@ -48,24 +48,56 @@ class _Window:
             self.fill.append((self.pads[i][0], max(self.pads[i][1], last - size[i] - self.pads[i][0])))
 
     def combine(self, x: Array, ufunc: np.ufunc, value: Any) -> Array:
-        """Combine each window with a ufunc, the padding counting as the value."""
-        x = padded(x, self.fill, value)
+        """Combine each window with a ufunc, of which the value is the identity; memory keeps its order of axes.
+
+        Padding is the identity, so it is left out.
+        """
+        if channels_last(x):
+            n = x.ndim
+            y = self._combine(x.transpose(0, *range(2, n), 1), ufunc, value, 1)
+            return y.transpose(0, n - 1, *range(1, n - 1))
+        return self._combine(x, ufunc, value, 2)
+
+    def _combine(self, x: Array, ufunc: np.ufunc, value: Any, lead: int) -> Array:
         for i, taps in enumerate(self.kernel):
-            parts = self.taps(x, i)
-            y = next(parts)
-            if taps > 1:
-                y = ufunc(y, next(parts))
-                for part in parts:
-                    ufunc(y, part, out=y)
+            if taps == 1 and self.strides[i] == 1 and not any(self.pads[i]) and self.out[i] == x.shape[lead + i]:
+                continue
+            whole, parts = self._taps(x, i, lead)
+            if len(whole) > 1:
+                y = ufunc(whole[0], whole[1])
+            elif whole:
+                y = whole[0].copy(order="K")
+            else:
+                y = np.full((*x.shape[: lead + i], self.out[i], *x.shape[lead + i + 1 :]), value, x.dtype)
+            for part in whole[2:]:
+                ufunc(y, part, out=y)
+            for where, part in parts:
+                ufunc(y[where], part, out=y[where])
             x = y
         return x
 
-    def taps(self, x: Array, i: int) -> Any:
-        """Views of the padded input, one for each tap of the kernel along a spatial axis."""
+    def _taps(self, x: Array, i: int, lead: int) -> tuple[list[Array], list[tuple[Any, Array]]]:
+        """Views of the input, one for each tap of the kernel along a spatial axis, which `lead` axes precede.
+
+        First those that have an element for each window, then those that have not, with what windows these are for.
+        """
+        whole: list[Array] = []
+        parts: list[tuple[Any, Array]] = []
+        step, out, length = self.strides[i], self.out[i], x.shape[lead + i]
+        axes = (slice(None),) * (lead + i)
         for tap in range(self.kernel[i]):
-            start = tap * self.dilations[i]
-            stop = start + (self.out[i] - 1) * self.strides[i] + 1
-            yield x[(slice(None),) * (2 + i) + (slice(start, stop, self.strides[i]),)]
+            shift = tap * self.dilations[i] - self.pads[i][0]
+            first = max(0, -(shift // step))
+            last = min(out, (length - 1 - shift) // step + 1)
+            if first >= last:
+                continue
+            start = first * step + shift
+            view = x[(*axes, slice(start, start + (last - first - 1) * step + 1, step))]
+            if last - first == out:
+                whole.append(view)
+            else:
+                parts.append(((*axes, slice(first, last)), view))
+        return whole, parts
 
     def counts(self, size: Sequence[int], include_pad: int) -> Array:
         """Number of elements that each window averages over."""
@@ -98,7 +130,7 @@ def max_pool(
     lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
     if not any(outputs[1:]):
         y = window.combine(x, np.maximum, lowest)
-        return y if y.base is None else y.copy()
+        return y.copy() if np.may_share_memory(x, y) else y
     return _max_with_indices(x, window, lowest, storage_order)
 
 
@@ -145,7 +177,10 @@ def average_pool(
         x, kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode, dilations=dilations, pads=pads, strides=strides
     )
     counts = window.counts(x.shape[2:], count_include_pad)
-    return window.combine(x, np.add, 0) / counts.astype(x.dtype)
+    y = window.combine(x, np.add, 0)
+    if counts.size and counts.min() == counts.max():
+        return y / x.dtype.type(counts.flat[0])
+    return y / counts.astype(x.dtype)
 
 
 @op("LpPool")
@@ -178,6 +213,8 @@ def _root(x: Array, p: int) -> Any:
 @op("GlobalAveragePool")
 @lifted
 def global_average_pool(x: Array) -> Any:
+    if channels_last(x) and x.dtype.kind == "f":
+        return spatial_mean(x)
     rows = x.reshape(*x.shape[:2], -1).mean(axis=2)
     return rows.reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
 

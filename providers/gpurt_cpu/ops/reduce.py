@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpurt_cpu.ops.common import axis_in, ints, lifted, scalar
+from gpurt_cpu.ops.common import axis_in, channels_last, ints, lifted, scalar, spatial_mean
 from gpurt_cpu.ops.table import Array, op
 
 
@@ -40,6 +40,8 @@ def reduce_sum(x: Array, axes: tuple[int, ...], keepdims: bool) -> Any:
 def reduce_mean(x: Array, axes: tuple[int, ...], keepdims: bool) -> Any:
     count = math.prod(x.shape[a] for a in axes)
     if x.dtype.kind == "f":
+        if keepdims and sorted(axes) == list(range(2, x.ndim)) and channels_last(x):
+            return spatial_mean(x)
         return np.sum(x, axis=axes, keepdims=keepdims) / x.dtype.type(count)
     return np.trunc(np.sum(x, axis=axes, keepdims=keepdims, dtype=np.int64) / count)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from gpurt.errors import InvalidArgument
-from gpurt_cpu.ops.common import axis_in, ints, is_floating, lifted, round_half_up
+from gpurt_cpu.ops.common import axis_in, channels_last, ints, is_floating, lifted, round_half_up
 from gpurt_cpu.ops.table import Array, op
+
+
+_SHORT: Final = 160  # elements of an axis up to which a product with a matrix is faster than gathering
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +95,16 @@ def _taps(rule: _Rule, x: Array, length: int, scale: float) -> tuple[Array, Arra
 def _resample(x: Array, axis: int, index: Array, weight: Array) -> Array:
     shape = [1] * x.ndim
     shape[axis] = index.shape[0]
-    if index.shape[1] > 4:
-        # Many taps: gather by a matrix, which is mostly zeros but goes to BLAS.
+    if index.shape[1] > 4 or (x.shape[axis] <= _SHORT and np.isfinite(np.dot(x.reshape(-1), x.reshape(-1)))):
+        # Gather by a matrix, which is mostly zeros but goes to BLAS. Zero times infinity would spread.
         matrix = np.zeros((index.shape[0], x.shape[axis]), x.dtype)
         np.add.at(matrix, (np.arange(index.shape[0])[:, None], index), weight.astype(x.dtype))
-        return np.moveaxis(np.matmul(np.moveaxis(x, axis, -1), matrix.T), -1, axis)
+        before, after = x.shape[:axis], x.shape[axis + 1 :]
+        if after and math.prod(after) > 1:
+            y = np.matmul(matrix, x.reshape(math.prod(before), x.shape[axis], -1))
+        else:
+            y = np.matmul(x.reshape(-1, x.shape[axis]), matrix.T)
+        return np.asarray(y.reshape(*before, -1, *after))
     weight = weight.astype(x.dtype)
     y: Array | None = None
     for t in range(index.shape[1]):
@@ -158,26 +166,33 @@ def resize(
         raise InvalidArgument("tf_crop_and_resize needs a roi", remedy=f"Give {2 * len(where)} values")
     corners = roi.reshape(-1).tolist() if crop and roi is not None else [0.0] * len(where) + [1.0] * len(where)
     wide = x if mode == "nearest" or x.dtype.kind == "f" else x.astype(np.float32)
+    turned = channels_last(wide)
+    if turned:  # axes by where they lie in memory
+        wide = wide.transpose(0, *range(2, x.ndim), 1)
+        where = [0 if a == 0 else x.ndim - 1 if a == 1 else a - 1 for a in where]
     outside: list[tuple[int, Array]] = []
     for axis, size, scale, start, end in sorted(
         zip(where, lengths, ratios, corners[: len(where)], corners[len(where) :], strict=True), key=lambda a: a[2]
     ):
-        if not crop and size == x.shape[axis] and scale == 1:
+        length = wide.shape[axis]
+        if not crop and size == length and scale == 1:
             continue
-        places = _origins(rule, x.shape[axis], size, scale, (start, end))
+        places = _origins(rule, length, size, scale, (start, end))
         if crop:
-            outside.append((axis, (places < 0) | (places > x.shape[axis] - 1)))
+            outside.append((axis, (places < 0) | (places > length - 1)))
         if mode == "nearest":
-            wide = np.take(wide, np.clip(_nearest(rule, places), 0, x.shape[axis] - 1).astype(np.int64), axis=axis)
+            wide = np.take(wide, np.clip(_nearest(rule, places), 0, length - 1).astype(np.int64), axis=axis)
         else:
-            wide = _resample(wide, axis, *_taps(rule, places, x.shape[axis], scale))
+            wide = _resample(wide, axis, *_taps(rule, places, length, scale))
     y = wide if x.dtype == wide.dtype else _as_integers(wide, x.dtype)
     for axis, refused in outside:
         if refused.any():
             y = np.where(
                 refused.reshape([-1 if i == axis else 1 for i in range(y.ndim)]), y.dtype.type(rule.extrapolation), y
             )
-    return y.copy() if y is x else y
+    if turned:
+        y = y.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))
+    return y.copy(order="K") if np.may_share_memory(x, y) else y
 
 
 def _as_integers(x: Array, dtype: np.dtype[Any]) -> Array:
