@@ -13,7 +13,6 @@ from gpurt.errors import InvalidArgument
 from gpurt_cpu.ops.common import axis_in, channels_last, ints, is_floating, lifted, round_half_up
 from gpurt_cpu.ops.table import Array, op
 
-
 _SHORT: Final = 160  # elements of an axis up to which a product with a matrix is faster than gathering
 
 
