@@ -113,6 +113,10 @@ class _Site:
         preferring = {owners[n.name or ""] for n in self.preferred}
         turns = self._turns(preferring)
         refused = self._refused(turns)
+        others = {n: other for n in refused if (other := turns[n].instead) is not None}
+        turns |= others
+        again = self._refused(others)
+        refused = {n: why for n, why in refused.items() if n not in others or n in again}
         turns = {n: t for n, t in turns.items() if n not in refused}
         taken = {inner for t in turns.values() for inner in t.absorbed}
         turns = {n: t for n, t in turns.items() if n not in taken}
