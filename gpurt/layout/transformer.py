@@ -264,5 +264,5 @@ def sentence(entry: Mapping[str, Any]) -> str:
     kept = f", {entry['kept']} kept" if entry["kept"] else ""
     return (
         f"{entry['device']}: {entry['turned']} nodes have channels last ({entry['preferred']} preferred it{kept}); "
-        f"{entry['transposes']} Transposes of {entry['bytes']} bytes, {entry['cancelled']} cancelled"
+        f"transposes put in: {entry['transposes']}, of {entry['bytes']} bytes; cancelled: {entry['cancelled']}"
     )
