@@ -174,11 +174,21 @@ def test_a_softmax_over_other_axes_is_none():
     )
 
 
-def test_a_mask_of_another_length_may_broadcast():
-    model = self_attention("Mul", "bias").model({**inputs_of("bias"), "m": (B, ["batch", 1, 1, "other"])})
-    assert any("may broadcast the scores" in r for r in refused(model))
+@pytest.mark.parametrize("masking", ["bias", "keep"])
+def test_a_mask_of_another_length_is_expanded(masking):
+    model = self_attention("Mul", masking).model({**inputs_of("bias"), "m": (B, ["batch", 1, 1, "other"])})
+    ops, _, _ = optimized(model)
+    assert "Attention" in ops
+    assert "Expand" in ops
     feeds = feeds_of("bias")
+    same_values(model, feeds)
     same_values(model, {**feeds, "m": feeds["m"][..., :1]})
+
+
+def test_a_mask_of_other_queries_may_broadcast():
+    model = self_attention("Mul", "bias").model({**inputs_of("bias"), "m": (B, ["batch", 1, "other", "length"])})
+    assert any("may broadcast the scores" in r for r in refused(model))
+    same_values(model, feeds_of("bias"))
 
 
 def test_weights_that_are_an_output_stay():

@@ -87,7 +87,9 @@ class AttentionFusion(RewriteRule):
             return m
         if self._masking != "Add" and not _drowns(fill, facts.dtype(q)):
             return m.fail("what hidden keys get is not one constant far below all scores")
-        return m if fits(mask, one, two) else m.fail("the mask may broadcast the scores")
+        # Scores are as long as values, so a mask of another size has one key, or one for each.
+        lengths = two[3] is not None and two[3] == three[2]
+        return m if _fits(mask, one, two, lengths=lengths) else m.fail("the mask may broadcast the scores")
 
     def _factor(self, scale: ir.Value | None, scale2: ir.Value | None) -> float | None:
         if self._scaling == "none":
@@ -110,7 +112,10 @@ class AttentionFusion(RewriteRule):
             keys = op.Reshape(keys, how)
         elif how != list(range(4)):
             keys = op.Transpose(keys, perm=how)
-        return op.Attention(q, keys, v, self._mask(op, mask, fill), scale=self._factor(scale, scale2))
+        mask = self._mask(op, mask, fill)
+        if mask is not None and not _whole(mask, facts.symbols(k) or [None] * 4):
+            mask = op.Expand(mask, op.Shape(keys, start=2, end=3))  # a mask of one key hides all others from Attention
+        return op.Attention(q, keys, v, mask, scale=self._factor(scale, scale2))
 
     def _mask(self, op: Any, mask: ir.Value | None, fill: ir.Value | None) -> ir.Value | None:
         if mask is None or self._masking == "Add":
@@ -169,22 +174,27 @@ def _reshaped(node: ir.Node) -> tuple[ir.Value, list[int] | np.ndarray] | None:
     return source, np.asarray(sizes, np.int64)
 
 
-def fits(mask: ir.Value, q: Dims, k: Dims) -> bool:
+def _fits(mask: ir.Value, q: Dims, k: Dims, *, lengths: bool) -> bool:
     """Whether a mask broadcasts to (batch, heads, queries, keys) without enlarging it.
 
     Args:
         mask: what is added to the scores.
         q: sizes of (batch, heads, queries, size).
         k: sizes of (batch, heads, size, keys).
+        lengths: whether keys and values are known to be equally many; if not, the last axis must be known to fit.
     """
     sizes = facts.symbols(mask)
     scores = [q[0], q[1], q[2], k[3]]
-    if sizes is None or not 2 <= len(sizes) <= 4:
+    if sizes is None or not 2 <= len(sizes) <= 4 or not (lengths or _whole(mask, k)):
         return False
-    # A mask of one key hides all others from Attention.
-    if sizes[-1] != scores[-1]:
-        return False
-    return all(s == 1 or (s is not None and s == t) for s, t in zip(sizes[::-1], scores[::-1], strict=False))
+    pairs = list(zip(sizes[::-1], scores[::-1], strict=False))[1:]
+    return all(s == 1 or (s is not None and s == t) for s, t in pairs)
+
+
+def _whole(mask: ir.Value, k: Dims) -> bool:
+    """Whether a mask is known to have an entry for each key."""
+    sizes = facts.symbols(mask)
+    return bool(sizes) and k[3] is not None and sizes is not None and sizes[-1] == k[3]
 
 
 def rules() -> list[RewriteRule]:
