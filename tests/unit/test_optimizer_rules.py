@@ -442,7 +442,7 @@ def test_does_not_fire(rule, nodes, inputs, constants, reason):
 
 
 # These have tests of their own, of graphs with dynamic sizes.
-APART = {"GroupedHeadsFusion", "RotaryEmbeddingFusion"}
+APART = {"GroupedHeadsFusion", "RotaryEmbeddingFusion", "GroupNormFusion", "GroupNormAffineFusion"}
 
 
 def test_every_rule_is_tested():

@@ -13,6 +13,7 @@ from gpurt.optimizer.rules import (
     decoder,
     elementwise,
     gemm,
+    group_norm,
     norm,
     quantize,
     reshape,
@@ -26,5 +27,18 @@ def all_rules() -> tuple[RewriteRule, ...]:
 
     They keep nothing of a model, so all sessions share them.
     """
-    modules = (identities, reshape, transpose, elementwise, conv, gemm, activation, norm, attention, decoder, quantize)
+    modules = (
+        identities,
+        reshape,
+        transpose,
+        elementwise,
+        conv,
+        gemm,
+        activation,
+        norm,
+        group_norm,
+        attention,
+        decoder,
+        quantize,
+    )
     return tuple(rule for module in modules for rule in module.rules())
