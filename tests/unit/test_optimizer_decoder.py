@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto
 from optimizing import Writer, optimized, same_values
 
-F, I = TensorProto.FLOAT, TensorProto.INT64
+F, I64 = TensorProto.FLOAT, TensorProto.INT64
 KV, SHARE, SIZE = 2, 3, 8
 HEADS = KV * SHARE
 
@@ -65,7 +65,7 @@ def test_heads_in_another_order_are_not_shared():
 
 
 def rotary(form: str = "Slice", *, other: bool = False) -> Writer:
-    """The rotary positions of transformers' Llama (halves) or GPT-J (neighbours), for x (batch, heads, length, size)."""
+    """The rotary positions of transformers' Llama (halves) or GPT-J (neighbours)."""
     w = Writer()
     half = SIZE // 2
     places = w.Unsqueeze(w.Cast("positions", to=F), [1])
@@ -91,7 +91,7 @@ def rotary(form: str = "Slice", *, other: bool = False) -> Writer:
     return w
 
 
-ROTARY: dict[str, Any] = {"x": (F, ["batch", HEADS, "length", SIZE]), "positions": (I, ["batch", "length"])}
+ROTARY: dict[str, Any] = {"x": (F, ["batch", HEADS, "length", SIZE]), "positions": (I64, ["batch", "length"])}
 
 
 def placed(batch: int, length: int) -> dict[str, np.ndarray]:
@@ -102,7 +102,7 @@ def placed(batch: int, length: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("form", ["Slice", "Split", "neighbours"])
 @pytest.mark.parametrize("batch", ["batch", 1])
 def test_rotated_halves_and_neighbours(form, batch):
-    model = rotary(form).model({**ROTARY, "positions": (I, [batch, "length"])})
+    model = rotary(form).model({**ROTARY, "positions": (I64, [batch, "length"])})
     ops, _, _ = optimized(model)
     assert ops.count("RotaryEmbedding") == 1
     assert "Neg" not in ops

@@ -37,7 +37,7 @@ class GroupNormFusion(RewriteRule):
             return m.fail(f"{whole[1]} channels do not divide into {flat[1]} groups")
         return m if facts.symbols(back.outputs[0]) == whole else m.fail("x does not get its shape back")
 
-    def rewrite(self, op: Any, x: ir.Value, groups: ir.Node, s: ir.Value, b: ir.Value, norm: ir.Node) -> Any:
+    def rewrite(self, op: Any, x: ir.Value, s: ir.Value, b: ir.Value, norm: ir.Node) -> Any:
         scale, bias, dims = facts.array(s), facts.array(b), facts.dims(x)
         assert scale is not None, "the constants were checked"
         assert bias is not None, "the constants were checked"
