@@ -84,7 +84,7 @@ def test_windows_and_caches(provider: DeviceProvider, window: tuple[int, int], c
     past = [normal(2, 2, 9, 8), normal(2, 2, 9, 9)]
     with pytest.MonkeyPatch.context() as patch:
         if part:  # queries in turns
-            patch.setattr("gpurt.device.ops.attention._SCORE_BYTES", part)
+            patch.setattr("gpurt.device.ops.heads.SCORE_BYTES", part)
         check(provider, [q, k, v], attrs)
         check(provider, [q, k, v, None, *past], attrs, outputs=3)
         check(provider, [q, k, v, None, None, None, np.array([17, 4])], attrs)
