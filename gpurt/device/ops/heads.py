@@ -9,6 +9,7 @@ import numpy as np
 
 import gpurt_kernels
 from gpurt.device.lowering import Lowering, Ref
+from gpurt.device.ops.attention_cpu import attend_cpu, takes
 from gpurt.device.ops.gemm import gemm
 from gpurt.device.ops.lanes import F32, F64, Args, group_size, lanes, share
 from gpurt.device.ops.matrices import Mat, dense_strides
@@ -116,6 +117,9 @@ def attend(c: Lowering, q: Heads, k: Heads, v: Heads, out: Heads, masking: Maski
     acc = F64 if q.ref.dtype == F64 else F32
     batch = q.ref.shape[0]
     steps = masking.mask_steps(c, batch, q.heads)
+    if takes(c, q, v, masking):
+        attend_cpu(c, q, k, v, out, masking, scale, steps)
+        return
     line = batch * q.heads * k.length * acc.itemsize
     at_once = q.length if masking.kept is not None else min(q.length, max(1, SCORE_BYTES // line))
     for first in range(0, q.length, at_once):
