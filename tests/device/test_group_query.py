@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpurt_cpu.ops.contrib_gqa import group_query_attention
 
 from gpurt.device.provider import DeviceProvider
 from gpurt.graph.view import GraphView
 from gpurt.testing.kernels import node_for, run_op
+from gpurt_cpu.ops.contrib_gqa import group_query_attention
 
 OP, MS = "GroupQueryAttention", "com.microsoft"
 HEADS, KV, SIZE = 6, 2, 16

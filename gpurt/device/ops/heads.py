@@ -14,6 +14,7 @@ from gpurt.device.ops.gemm import gemm
 from gpurt.device.ops.lanes import F32, F64, Args, group_size, lanes, share
 from gpurt.device.ops.matrices import Mat, dense_strides
 from gpurt.device.scalars import i32, i64
+from gpurt.device.views import whole
 from gpurt.provider import Refused
 
 SCORE_BYTES: Final = 64 << 20  # of scores at a time: queries beyond it take turns
@@ -39,14 +40,15 @@ class Heads:
 
     @staticmethod
     def of(ref: Ref, heads: int | None) -> Heads:
-        """Of a dense (batch, heads, length, size), or of (batch, length, heads * size) with the number of heads."""
+        """Of (batch, heads, length, size), or of (batch, length, heads * size) with the number of heads."""
+        steps = whole(ref).steps
         if len(ref.shape) == 4:
             _, count, length, size = ref.shape
-            return Heads(ref, count, length, size, dense_strides(ref.shape)[:3])  # type: ignore[arg-type]
+            return Heads(ref, count, length, size, steps[:3])  # type: ignore[arg-type]
         _, length, hidden = ref.shape
         assert heads, "the shape rule has seen to it"
         size = hidden // heads
-        return Heads(ref, heads, length, size, (length * hidden, size, hidden))
+        return Heads(ref, heads, length, size, (steps[0], size, steps[1]))
 
     def rows(self, first: int, count: int) -> Heads:
         """Some tokens of each sequence."""
