@@ -205,9 +205,10 @@ def _unfinished(norm: ir.Node) -> bool:
     if len(uses) != 1 or uses[0][0].domain or uses[0][0].op_type not in ("Mul", "Add"):
         return False
     reader, i = uses[0]
-    plain = (facts.array(norm.inputs[1]) == 1).all() if facts.array(norm.inputs[1]) is not None else False
+    scale = facts.array(norm.inputs[1])
+    plain = scale is not None and bool((scale == 1).all())
     awaited = plain if reader.op_type == "Mul" else facts.given(norm, 2) is None and norm.op_type != "RMSNormalization"
-    return bool(awaited) and facts.array(reader.inputs[1 - i]) is not None
+    return awaited and facts.array(reader.inputs[1 - i]) is not None
 
 
 class EmbedLayerNormFusion(RewriteRule):
