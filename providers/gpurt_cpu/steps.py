@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
 from gpurt.graph.view import NodeView, ValueView
-from gpurt_cpu.blockwise import Compute
+from gpurt_cpu.blockwise import Compute, Step
 from gpurt_cpu.ops import lookup
 from gpurt_cpu.ops.elementwise import ERF, horner
 from gpurt_cpu.ops.table import Array
@@ -174,10 +176,42 @@ def _sigmoid(args: Sequence[Array], out: Array) -> None:
     np.reciprocal(out, out=out)
 
 
-def _hard_sigmoid(alpha: Any, beta: Any, args: Sequence[Array], out: Array) -> None:
+def _hard_sigmoid(alpha: Any, beta: Any, args: Sequence[Array], out: Array, high: Any = _ONE) -> None:
     np.multiply(args[0], alpha, out=out)
     np.add(out, beta, out=out)
-    np.clip(out, _ZERO, _ONE, out=out)
+    np.clip(out, _ZERO, high, out=out)
+
+
+def _times_plus(args: Sequence[Array], out: Array) -> None:
+    np.multiply(args[0], args[1], out=out)
+    np.add(out, args[2], out=out)
+
+
+def with_scaled_gates(steps: Sequence[Step], constants: Mapping[int, Array]) -> list[Step]:
+    """The steps, with a positive number that the product with a hard sigmoid is multiplied by in that sigmoid."""
+    readers = Counter(a for s in steps for a in s.args)
+    made = {s.result: i for i, s in enumerate(steps)}
+    out = list(steps)
+    gone: set[int] = set()
+    for i, scale in enumerate(steps):
+        at = made.get(scale.args[0])
+        if scale.compute is not affine or at is None or out[at].compute is not _times:
+            continue
+        x, gate = out[at].args
+        source = made.get(gate)
+        factor, shift = (constants.get(a) for a in scale.args[1:])
+        if source is None or readers[gate] > 1 or readers[scale.args[0]] > 1 or factor is None or shift is None:
+            continue
+        compute = out[source].compute
+        positive = factor.size == 1 and factor.reshape(-1)[0] > 0
+        if not positive or not isinstance(compute, partial) or compute.func is not _hard_sigmoid or compute.keywords:
+            continue
+        by = factor.reshape(())
+        inner = partial(_hard_sigmoid, *(np.float32(c * by) for c in compute.args), high=by)
+        out[source] = replace(out[source], compute=inner)
+        out[i] = replace(scale, compute=_times_plus, args=(x, gate, scale.args[2]))
+        gone.add(at)
+    return [s for i, s in enumerate(out) if i not in gone]
 
 
 def _square(args: Sequence[Array], out: Array) -> None:

@@ -178,10 +178,10 @@ class Convolution:
     def _depthwise(self, place: Padding, channels: int) -> Method:
         """Sums over the taps, which einsum adds up without a temporary."""
         (height, width), (kh, kw) = place.out, place.kernel
-        if 1 < self._strides[1] <= kw and self._dilations[1] == 1 and channels < 256:
+        if 1 < self._strides[1] <= kw and self._dilations[1] == 1 and channels < 200:
             return self._depthwise_phases(place, channels)
         w = self._kept("depthwise", lambda: np.ascontiguousarray(self._w[:, 0].transpose(1, 2, 0)))
-        tiled = self._strides[1] == 1 and channels < 256 and kh * kw * width * channels <= _SCRATCH
+        tiled = self._strides[1] == 1 and channels < 200 and kh * kw * width * channels <= _SCRATCH
         if tiled:
             w = np.ascontiguousarray(np.broadcast_to(w[:, :, None], (kh, kw, width, channels))).reshape(kh, kw, -1)
 
