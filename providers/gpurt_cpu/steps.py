@@ -92,7 +92,7 @@ def compute_for(node: NodeView) -> tuple[Compute, int] | None:
         return _sigmoid, 1
     if kind == "HardSigmoid":
         alpha, beta = np.float32(node.attr("alpha", 0.2)), np.float32(node.attr("beta", 0.5))
-        return partial(_hard_sigmoid, alpha, beta), 1
+        return partial(_hard_sigmoid, alpha, beta, _ONE), 1
     if kind == "Clip":
         return _clip(node)
     if kind == "Pow":
@@ -107,7 +107,7 @@ def program_for(node: NodeView) -> Program | None:
     """A function of one input that is more than one pass over memory, as steps whose intermediates are scratch."""
     kind = node.op_type
     if kind == "HardSwish":
-        return ((partial(_hard_sigmoid, np.float32(1 / 6), np.float32(1 / 2)), (X,)), (_times, (X, 0)))
+        return ((partial(_hard_sigmoid, np.float32(1 / 6), _HALF, _ONE), (X,)), (_times, (X, 0)))
     if kind == "Swish" and node.attr("alpha", 1.0) == 1:
         return ((_sigmoid, (X,)), (_times, (X, 0)))
     if kind == "Erf":
@@ -176,7 +176,7 @@ def _sigmoid(args: Sequence[Array], out: Array) -> None:
     np.reciprocal(out, out=out)
 
 
-def _hard_sigmoid(alpha: Any, beta: Any, args: Sequence[Array], out: Array, high: Any = _ONE) -> None:
+def _hard_sigmoid(alpha: Any, beta: Any, high: Any, args: Sequence[Array], out: Array) -> None:
     np.multiply(args[0], alpha, out=out)
     np.add(out, beta, out=out)
     np.clip(out, _ZERO, high, out=out)
@@ -204,10 +204,11 @@ def with_scaled_gates(steps: Sequence[Step], constants: Mapping[int, Array]) -> 
             continue
         compute = out[source].compute
         positive = factor.size == 1 and factor.reshape(-1)[0] > 0
-        if not positive or not isinstance(compute, partial) or compute.func is not _hard_sigmoid or compute.keywords:
+        if not positive or not isinstance(compute, partial) or compute.func is not _hard_sigmoid:
             continue
         by = factor.reshape(())
-        inner = partial(_hard_sigmoid, *(np.float32(c * by) for c in compute.args), high=by)
+        alpha, beta, high = (np.float32(c * by) for c in compute.args)
+        inner = partial(_hard_sigmoid, alpha, beta, high)
         out[source] = replace(out[source], compute=inner)
         out[i] = replace(scale, compute=_times_plus, args=(x, gate, scale.args[2]))
         gone.add(at)

@@ -29,8 +29,8 @@ def gemm(
     empty: Empty,
     alpha: float = 1.0,
     beta: float = 1.0,
-    transA: int = 0,  # noqa: N803 - ONNX's names
-    transB: int = 0,  # noqa: N803
+    transA: int = 0,
+    transB: int = 0,
 ) -> Array:
     """ONNX's Gemm."""
     y = matmul(a.T if transA else a, b.T if transB else b, empty)
