@@ -13,7 +13,7 @@ from gpurt.graph.view import GraphView, NodeView, ValueView
 from gpurt_cpu.blockwise import Chain, Step
 from gpurt_cpu.memory import Empty
 from gpurt_cpu.ops import lookup, products
-from gpurt_cpu.ops.channels_last import Convolution, Upsampling
+from gpurt_cpu.ops.images import Convolution, Upsampling
 from gpurt_cpu.ops.table import Array
 from gpurt_cpu.steps import affine, compute_for, constant, program_for, with_scaled_gates
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from gpurt_cpu.memory import Empty
-from gpurt_cpu.ops.images import PART, SCRATCH, Finish, Method, Padding
+from gpurt_cpu.ops.padding import PART, SCRATCH, Finish, Method, Padding
 from gpurt_cpu.ops.table import Array
 
 _FEW: Final = 200  # channels below which einsum's inner loop had better run over several pixels
