@@ -97,7 +97,14 @@ LARGER: list[tuple[str, list[Any], dict[str, Any]]] = [
     ("GRU", [(20, 2, 128), W((1, 768, 128)), W((1, 768, 256)), W((1, 1536))], {"hidden_size": 256}),
     ("Attention", [(1, 8, 128, 64), (1, 8, 128, 64), (1, 8, 128, 64)], {}),
     ("Attention", [(1, 8, 1, 64), (1, 8, 700, 64), (1, 8, 700, 64)], {}),
-]
+    ("com.microsoft.GroupQueryAttention",
+     [(2, 1, 256), (2, 1, 64), (2, 1, 64), (2, 2, 9, 32), (2, 2, 9, 32), [7, 9], [10]],
+     {"num_heads": 8, "kv_num_heads": 2}),
+    *(("com.microsoft.GroupQueryAttention",
+       [(1, 5, 384), None, None, *past, [4 + room], [5 + room], (40, 16), (40, 16)],
+       {"num_heads": 8, "kv_num_heads": 2, "do_rotary": 1, "rotary_interleaved": interleaved})
+      for room, past in ((0, (None, None)), (3, ((1, 2, 9, 32), (1, 2, 9, 32)))) for interleaved in (0, 1)),
+]  # fmt: skip
 
 
 @dataclass
@@ -180,26 +187,30 @@ def larger(op_type: str, inputs: Sequence[Any], attrs: dict[str, Any]) -> tuple[
     from onnx import helper, numpy_helper
 
     feeds, fixed, names = {}, [], []
+    domain, _, kind = op_type.rpartition(".")
     for i, what in enumerate(inputs):
-        names.append(f"x{i}")
+        names.append("" if what is None else f"x{i}")
+        if what is None:
+            continue
         if isinstance(what, list):
-            content = np.array(what[0] if op_type == "CumSum" else what, np.int64)
+            content = np.array(what[0] if op_type == "CumSum" else what, np.int32 if domain else np.int64)
             fixed.append(numpy_helper.from_array(content, names[-1]))
         elif isinstance(what, W):
             fixed.append(numpy_helper.from_array(np.full(what, 0.01, np.float32), names[-1]))
         else:
             feeds[names[-1]] = np.zeros(what, np.float32)
-    outputs = ["y", "i"] if op_type == "TopK" else ["y"]
+    outputs = ["y", "i"] if op_type == "TopK" else ["y", "k", "v"] if domain else ["y"]
     integer = {"i", *(["y"] if op_type.startswith("Arg") else [])}
     value = partial(helper.make_tensor_value_info, shape=None)
     graph = helper.make_graph(
-        [helper.make_node(op_type, names, outputs, **attrs)],
+        [helper.make_node(kind, names, outputs, domain=domain, **attrs)],
         op_type,
         [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, a.shape) for n, a in feeds.items()],
         [value(n, onnx.TensorProto.INT64 if n in integer else onnx.TensorProto.FLOAT) for n in outputs],
         fixed,
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11), feeds
+    opsets = [helper.make_opsetid("", 24), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=11), feeds
 
 
 def texts() -> tuple[dict[str, str], Counter[str]]:

@@ -9,6 +9,7 @@ from typing import Final
 import onnx.defs
 
 from gpurt import registry
+from gpurt.graph import channels_last
 from gpurt.loader import CANONICAL_OPSETS, has_body
 from gpurt.loader.opsets import op_names, schema, since
 from gpurt.provider import SupportInfo
@@ -86,7 +87,7 @@ def operators(providers: Sequence[str]) -> list[Operator]:
     host = registry.provider_class(HOST_NAME).supported() or {}
     known = {(d, name) for d in CANONICAL_OPSETS for name in op_names(d) if schema(name, d) is not None}
     known |= {key for found in (*said.values(), host) for key, info in (found or {}).items() if info.kernel}
-    known = {key for key in known if not _replaced(*key)}
+    known = {key for key in known if key[0] != channels_last.DOMAIN and not _replaced(*key)}
     order = {domain: i for i, domain in enumerate(DOMAINS)}
     return [
         Operator(d, name, since(name, d), {p: _cell((d, name), p, said[p], host) for p in providers})

@@ -110,6 +110,20 @@ class Driver(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class PortableDriver(Protocol):
+    """Optional for a Driver: programs as bytes, which other processes on the same device can load."""
+
+    def portability(self) -> str:
+        """All that a binary depends on besides its text: device, driver, compiler options."""
+
+    def binary(self, program: Any) -> bytes | None:
+        """A program that was built; None where the driver does not say."""
+
+    def load(self, binary: bytes, name: str) -> Any:
+        """A program as build would give it. Raises any exception if the driver does not take the binary."""
+
+
 class SharingDriver(Driver, Protocol):
     """What a driver offers besides where DeviceInfo.shares_host is set."""
 

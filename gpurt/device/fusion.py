@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from gpurt.device.attended import AttendedUnit, attended
 from gpurt.device.epilogue import FLOAT32, HEADS
 from gpurt.device.fused import FusedUnit, HeadedUnit
 from gpurt.device.ops.elementwise import FUSIBLE
@@ -43,15 +44,24 @@ def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[Node
     by_last = {members[-1]: members for members in by_result.values()}
     heads = _heads(host, partition, list(by_last.values()), readers, kept)
     inner = {number for members in by_result.values() for number in members[:-1]} | set(heads.values())
+    attentions = attended(host, partition, readers, kept, inner | set(by_last))
+    inner |= {number for members in attentions.values() for number in members[:-1]}
     units: list[DeviceUnit | tuple[NodeView, ...]] = []
     for number, node in enumerate(partition.nodes):
-        if number in by_last:
+        if number in attentions:
+            units.append(_attended(host, [partition.nodes[i] for i in attentions[number]]))
+        elif number in by_last:
             nodes = [partition.nodes[i] for i in by_last[number]]
             head = heads.get(number)
             units.append(FusedUnit(host, nodes) if head is None else HeadedUnit(host, partition.nodes[head], nodes))
         elif number not in inner:
             units.append((node,))
     return units
+
+
+def _attended(host: Host, nodes: Sequence[NodeView]) -> AttendedUnit:
+    at = next(i for i, node in enumerate(nodes) if node.op_type == "Attention")
+    return AttendedUnit(host, nodes[:at], nodes[at], nodes[at + 1] if at + 1 < len(nodes) else None)
 
 
 def _heads(

@@ -13,9 +13,11 @@ from typing import Any, ClassVar, Final, cast
 import numpy as np
 
 from gpurt import logs
+from gpurt.device.binaries import binaries_for
 from gpurt.device.driver import DeviceInfo, Driver, SharingDriver, TimingDriver
 from gpurt.device.fusion import groups
 from gpurt.device.handed_on import HANDED_ON
+from gpurt.device.preference import preference
 from gpurt.device.table import TABLE, OpTable
 from gpurt.device.unit import KernelUnit
 from gpurt.device.weights import Constants
@@ -81,6 +83,7 @@ class DeviceProvider(Provider, DeviceMemory):
         self.arena = _shared_arena(driver, tuple(terms.values()), make) if shared else make()
         self.constants = Constants(driver, self.arena)
         self._programs: dict[bytes, Any] = {}
+        self._binaries = binaries_for(driver, options.get("cache_dir"))
         self._build_lock = threading.Lock()
 
     @classmethod
@@ -109,6 +112,10 @@ class DeviceProvider(Provider, DeviceMemory):
         made: Iterable[DeviceUnit | tuple[NodeView, ...]] = groups(self, partition)
         return [KernelUnit(self, g[0]) if isinstance(g, tuple) else g for g in made]
 
+    def channels_last(self, node: NodeView) -> float:
+        """In the CPU class convolutions and pools are faster so."""
+        return preference(node, self.info)
+
     def identity(self) -> str:
         """The facts of the device, its driver's version among them."""
         return repr(self.info)
@@ -121,13 +128,20 @@ class DeviceProvider(Provider, DeviceMemory):
             with self._build_lock:
                 program = self._programs.get(key)
                 if program is None:
-                    start = perf_counter_ns()
-                    program = self._programs[key] = self.driver.build(text, name)
-                    logger.debug(
-                        "%s: kernel for %s built, %.1f ms", self.device, name, (perf_counter_ns() - start) / 1e6
-                    )
+                    program = self._programs[key] = self._kept(text, name) or self._built(text, name)
                     if len(self._programs) > MOST_PROGRAMS:  # plans keep what they use
                         del self._programs[next(iter(self._programs))]
+        return program
+
+    def _kept(self, text: str, name: str) -> Any | None:
+        return None if self._binaries is None else self._binaries.load(text, name)
+
+    def _built(self, text: str, name: str) -> Any:
+        start = perf_counter_ns()
+        program = self.driver.build(text, name)
+        if self._binaries is not None:
+            self._binaries.keep(text, program)
+        logger.debug("%s: kernel for %s built, %.1f ms", self.device, name, (perf_counter_ns() - start) / 1e6)
         return program
 
     def stream(self) -> Any:

@@ -96,9 +96,12 @@ class Constants:
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else b"")
         key = digest.digest()
         if array.nbytes >= 4096:  # hashing small arrays again is cheaper than keeping them
-            where, keys = id(array), self._keys
-            keys[where] = (weakref.ref(array, lambda _: keys.pop(where, None)), key)
+            self._know(array, key)
         return key
+
+    def _know(self, array: np.ndarray, key: bytes) -> None:
+        where, keys = id(array), self._keys
+        keys[where] = (weakref.ref(array, lambda _: keys.pop(where, None)), key)
 
     def get(self, array: np.ndarray) -> BufferRef:
         """Device memory with this content, for as long as the reference is kept. Raises OutOfMemory."""
@@ -130,6 +133,8 @@ class Constants:
         made = self._derived.get(key)
         if made is None:
             made = self._derived[key] = np.ascontiguousarray(make(array))
+            # What it was made of and how say as much as its bytes would, and those are many.
+            self._know(made, hashlib.blake2b(key[0] + tag.encode(), digest_size=16).digest())
         return made
 
     def nbytes(self) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx.defs
 
 from gpurt.dtypes import from_name, from_onnx
+from gpurt.graph import channels_last
 from gpurt.graph.view import NodeView
 from gpurt.infer.arguments import BOOL, F32, I32, I64, STRING, U8
 
@@ -223,3 +224,4 @@ _FIRST_INPUT = (
     "QLinearReduceMean QLinearSigmoid QLinearSoftmax QMoE QuickGelu Range RotaryEmbedding TransposeMatMul Trilu"
 )
 _DECIDED.update({(_MS, op): _inputs(0) for op in _FIRST_INPUT.split()})
+_DECIDED.update({(channels_last.DOMAIN, op): _inputs(0) for op in channels_last.OPERATORS})

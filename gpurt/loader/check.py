@@ -11,6 +11,7 @@ import onnx
 
 from gpurt import errors
 from gpurt.errors import InvalidGraph, suggest
+from gpurt.graph import channels_last
 from gpurt.loader import opsets, tensors
 from gpurt.loader.opsets import CANONICAL_OPSETS, canonical_domain
 from gpurt.loader.protos import Container, describe, node_graphs
@@ -134,6 +135,11 @@ class _Checker:
                     f" {len(function.input)} and {len(function.output)}", node=where, op=_op(node),
                 )  # fmt: skip
             return
+        if domain == channels_last.DOMAIN:
+            raise InvalidGraph(
+                f"the domain {domain} is internal to gpurt", node=where, op=_op(node),
+                remedy="Use the operator of ONNX with that name, between Transposes",
+            )  # fmt: skip
         if not opsets.is_standard(domain):
             return  # a provider may know it
         version = self.versions.get(domain)

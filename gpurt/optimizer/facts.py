@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +18,9 @@ from gpurt.loader.walk import bodies
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 """Types in which the arithmetic of weights may be done ahead."""
+
+MADE: Final = "~"
+"""What the names of dimensions begin with that shape arithmetic gives."""
 
 _PURE_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
 _RANDOM = frozenset(
@@ -91,11 +94,14 @@ def dims(value: ir.Value | None) -> list[int | None] | None:
     return [d if isinstance(d, int) and d >= 0 else None for d in value.shape]
 
 
-def symbol(dim: int | ir.SymbolicDim) -> str | None:
-    """Name that a model gives a dimension that it does not know; None for numbers and names that inference made up."""
+def symbol(dim: int | ir.SymbolicDim, *, made: bool = True) -> str | None:
+    """Name of a dimension that is not known; None for numbers and names that inference made up.
+
+    A name that begins with ``MADE`` is the optimizer's own; without ``made`` only those that the model gives count.
+    """
     if isinstance(dim, int) or dim.value is None or dim.value.startswith("unk__"):
         return None
-    return dim.value
+    return dim.value if made or not dim.value.startswith(MADE) else None
 
 
 def symbols(value: ir.Value | None) -> list[int | str | None] | None:

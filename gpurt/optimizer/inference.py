@@ -7,6 +7,7 @@ import onnx_ir as ir
 from gpurt.loader import inference
 from gpurt.loader.opsets import CANONICAL_OPSETS
 from gpurt.optimizer import facts
+from gpurt.optimizer.symbols import forget_made
 from gpurt.optimizer.transformer import Result, Tools
 
 
@@ -18,11 +19,12 @@ class ShapeInference:
     def apply(self, model: ir.Model, tools: Tools) -> Result:  # noqa: ARG002 - every transformation is given the tools
         """Run once over the model, if there is anything to find out."""
         values = [v for g in facts.all_graphs(model.graph) for n in g for v in n.outputs if not facts.absent(v)]
-        before = [_known(v) for v in values]
         if all(v.shape is not None and v.shape.is_static() for v in values):
             return Result()
+        # Inference keeps a name that is there, and so would never replace one that it made itself by a better one.
         for value in values:
-            _forget_made_names(value)
+            forget_made(value)
+        before = [_known(v) for v in values]
         inference.annotate(model, CANONICAL_OPSETS)
         return Result(changes=sum(_known(v) > b for v, b in zip(values, before, strict=True)))
 
@@ -30,9 +32,3 @@ class ShapeInference:
 def _known(value: ir.Value) -> int:
     """How much is known of a shape: its rank, its numbers and its names."""
     return -1 if value.shape is None else sum(2 * isinstance(d, int) + bool(facts.symbol(d)) for d in value.shape)
-
-
-def _forget_made_names(value: ir.Value) -> None:
-    """Inference keeps a name that is there, and so would never replace one that it made itself by a better one."""
-    if value.shape is not None and not value.shape.is_static():
-        value.shape = ir.Shape([d if isinstance(d, int) else facts.symbol(d) for d in value.shape])

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from gpurt import logs
 from gpurt.errors import InvalidArgument
 from gpurt.loader import Names
+from gpurt.optimizer import facts
 from gpurt.optimizer.cse import CommonSubexpressionElimination, ConstantSharing
 from gpurt.optimizer.dead import DeadCode
 from gpurt.optimizer.fold import ConstantBranches, ConstantFolding, StaticShapes
@@ -19,6 +20,7 @@ from gpurt.optimizer.owner import Owners
 from gpurt.optimizer.rewrite import RewriteRule, RuleSet
 from gpurt.optimizer.rules import all_rules
 from gpurt.optimizer.shapes import ShapeArithmetic
+from gpurt.optimizer.symbols import forget_made
 from gpurt.optimizer.transformer import Evaluate, GraphTransformer, Kind, Report, Tools, check_names, level_of, run
 from gpurt.options import GraphOptimizationLevel
 from gpurt.provider import Provider
@@ -27,6 +29,10 @@ logger = logs.get(__name__)
 
 GROUP: Final = "gpurt.transformers"
 """Entry points of plug-ins: a GraphTransformer or RewriteRule, its class, or a function that returns several."""
+
+
+AFTER_PLACEMENT: Final = ("ChannelsLast",)
+"""Optimizations that run when nodes have their providers (gpurt.layout); disabled_optimizers may name them too."""
 
 
 def transformers(
@@ -86,7 +92,7 @@ def optimize(
     """
     passes, rules = transformers((*_brought(providers or ()), *extra))
     off = frozenset(disabled)
-    check_names(off, [*(p.name for p in passes), *(r.name for r in rules), RuleSet.name])
+    check_names(off, [*(p.name for p in passes), *(r.name for r in rules), RuleSet.name, *AFTER_PLACEMENT])
     if level == GraphOptimizationLevel.ORT_DISABLE_ALL:
         return Report([], [])
     chosen = [r for r in rules if r.name not in off and level_of(r) <= level]
@@ -95,6 +101,9 @@ def optimize(
     owner = Owners(providers) if providers is not None else None
     tools = Tools(names if names is not None else Names.of(model), evaluate, owner)
     report = run(model, [p for p in order if p.name not in off and level_of(p) <= level], tools)
+    for graph in facts.all_graphs(model.graph):
+        for value in (v for node in graph for v in node.outputs):
+            forget_made(value)
     logger.debug("optimization removed %d nodes in %d rounds", len(report.removed), report.rounds)
     return report
 

@@ -160,7 +160,8 @@ class RewriteRule:
         if tools.owner is None:
             return ""
         there = {_kernel(n) for n in matched}
-        fresh = [n for n in builder.nodes if _kernel(n) not in there]
+        # Shapes are taken on the host, whoever has the tensor.
+        fresh = [n for n in builder.nodes if _kernel(n) not in there and n.op_type not in ("Shape", "Size")]
         if not fresh and self.provider is None:
             return ""
         owners = [tools.owner(n) for n in matched]

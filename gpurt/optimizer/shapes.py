@@ -15,7 +15,18 @@ import onnx_ir as ir
 
 from gpurt.optimizer import facts
 from gpurt.optimizer.fold import replace_by_constant
-from gpurt.optimizer.symbols import Dims, broadcast, name_outputs, refine
+from gpurt.optimizer.symbols import (
+    Dims,
+    at_most,
+    broadcast,
+    forget_made,
+    minus,
+    name_outputs,
+    name_rest,
+    plus,
+    refine,
+    reshaped,
+)
 from gpurt.optimizer.transformer import Result, Tools
 
 _ELEMENTS: Final = 64  # no tensor has more dimensions
@@ -51,9 +62,12 @@ class ShapeArithmetic:
         # Outer graphs first: bodies read what is outside. The order in which graphs are edited does not matter here.
         for graph in reversed(list(facts.all_graphs(model.graph))):
             for node in list(graph):
+                for value in node.outputs:
+                    forget_made(value)
                 name_outputs(node)
+                _name_dimensions(node, known)
+                name_rest(node)
                 if node.domain or node.op_type not in _RULES or node.graph is not graph:
-                    _name_dimensions(node, known)
                     self._reshape(graph, node, known, tools, result)
                     continue
                 content = _compute(node, known)
@@ -75,7 +89,7 @@ class ShapeArithmetic:
         if node.domain or node.op_type != "Reshape" or facts.attr(node, "allowzero", 0):
             return
         target, data = node.inputs[1], node.inputs[0]
-        content = known.get(target) if target is not None else None
+        content = known.get(target) if target is not None and facts.array(target) is None else None
         if target is None or content is None or content.ndim != 1 or not content.size:
             return
         rank = facts.rank(data) or 0
@@ -99,17 +113,66 @@ class ShapeArithmetic:
 
 
 def _name_dimensions(node: ir.Node, known: dict[ir.Value, Content]) -> None:
-    """Give the output of Reshape or Expand the dimensions that its shape input names."""
-    content = known.get(node.inputs[1]) if node.op_type in ("Reshape", "Expand") and node.inputs[1] else None
-    if node.domain or content is None or content.ndim != 1:
+    """Give the outputs of a node the dimensions that the content of its inputs says."""
+    rule = _SIZED.get(node.op_type) if not node.domain else None
+    if rule is None:
         return
-    named: Dims = [
-        e.source if isinstance(e, Dim) and isinstance(e.source, str) else e if isinstance(e, int) and e > 0 else None
-        for e in content.tolist()
-    ]
-    found = broadcast([facts.symbols(node.inputs[0]), named]) if node.op_type == "Expand" else named
+    found = rule(node, [None if facts.absent(v) else _sizes(_content(v, known)) for v in node.inputs])
     if found is not None:
         refine(node.outputs[0], found)
+
+
+def _sizes(content: Content | None) -> Dims | None:
+    """Elements as sizes: numbers, and names of dimensions."""
+    if content is None:
+        return None
+    return [e.source if isinstance(e, Dim) and isinstance(e.source, str) else _number(e) for e in content.flat]
+
+
+def _number(element: Any) -> int | None:
+    return element if isinstance(element, int) else None
+
+
+def _sized_reshape(node: ir.Node, ins: list[Dims | None]) -> Dims | None:
+    zero = bool(facts.attr(node, "allowzero", 0))
+    return None if ins[1] is None else reshaped(facts.symbols(node.inputs[0]), ins[1], zero=zero)
+
+
+def _sized_expand(node: ir.Node, ins: list[Dims | None]) -> Dims | None:
+    if ins[1] is None:
+        return None
+    sizes: Dims = [None if isinstance(s, int) and s < 1 else s for s in ins[1]]
+    return broadcast([facts.symbols(node.inputs[0]), sizes])
+
+
+def _sized_range(_: ir.Node, ins: list[Dims | None]) -> Dims | None:
+    first, last, step = (i[0] if i is not None and len(i) == 1 else None for i in ins)
+    size = minus(last, first) if step == 1 else None
+    return None if size is None or (isinstance(size, int) and size < 0) else [size]
+
+
+def _sized_slice(node: ir.Node, ins: list[Dims | None]) -> Dims | None:
+    """The first n elements along each axis; other slices are left alone."""
+    out = facts.symbols(node.inputs[0])
+    starts, ends = ins[1], ins[2]
+    if out is None or starts is None or ends is None or any(s != 0 for s in starts):
+        return None
+    axes = ins[3] if facts.given(node, 3) is not None else list(range(len(starts)))
+    steps = ins[4] if facts.given(node, 4) is not None else [1] * len(starts)
+    if axes is None or steps is None or any(s != 1 for s in steps) or not all(isinstance(a, int) for a in axes):
+        return None
+    for axis, end in zip(axes, ends, strict=True):
+        at = int(axis or 0) % len(out)
+        out[at] = None if isinstance(end, int) and end < 0 else at_most(out[at], end)
+    return out
+
+
+_SIZED: Final[dict[str, Callable[[ir.Node, list[Dims | None]], Dims | None]]] = {
+    "Expand": _sized_expand,
+    "Range": _sized_range,
+    "Reshape": _sized_reshape,
+    "Slice": _sized_slice,
+}
 
 
 def _compute(node: ir.Node, known: dict[ir.Value, Content]) -> Content | None:
@@ -204,12 +267,18 @@ def _same(node: ir.Node, ins: list[Content | None]) -> Content | None:
 
 
 def _arithmetic(
-    fn: Callable[[int, int], int], neutral: int
+    fn: Callable[[int, int], int], neutral: int, named: Callable[[Any, Any], int | str | None] | None = None
 ) -> Callable[[ir.Node, list[Content | None]], Content | None]:
     def element(a: Any, b: Any) -> Any:
         if isinstance(a, int) and isinstance(b, int):
             return fn(a, b)
-        return a if b == neutral and isinstance(b, int) else None
+        if b == neutral and isinstance(b, int):
+            return a
+        names = [e.source if isinstance(e, Dim) else e for e in (a, b)]
+        if named is None or not all(isinstance(n, int | str) for n in names):
+            return None
+        made = named(*names)
+        return Dim(made) if isinstance(made, str) else made
 
     def rule(_: ir.Node, ins: list[Content | None]) -> Content | None:
         if ins[0] is None or ins[1] is None:
@@ -258,10 +327,10 @@ _RULES: Final[dict[str, Callable[[ir.Node, list[Content | None]], Content | None
     "Unsqueeze": _reranked(1),
     "Cast": _same,
     "Identity": _same,
-    "Add": _arithmetic(lambda a, b: a + b, 0),
+    "Add": _arithmetic(lambda a, b: a + b, 0, plus),
     "Equal": _equal,
     "Where": _where,
-    "Sub": _arithmetic(lambda a, b: a - b, 0),
+    "Sub": _arithmetic(lambda a, b: a - b, 0, minus),
     "Mul": _arithmetic(lambda a, b: a * b, 1),
     "Div": _arithmetic(_divided, 1),
 }

@@ -1,6 +1,7 @@
 """Dimensions by name: which dimension of an output is the same as one of an input, whatever its size in a run.
 
 onnx's inference loses a name at the first Reshape to ``[-1, 197, 384]``; here it is found again by counting elements.
+What no rule knows gets a name of its own, so that what is made of it is still seen to be of one size.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from gpurt.optimizer import facts
 
 Dims = list[int | str | None]
 
+_PLUS: Final = " + "
+_TIMES: Final = "*"
+_MIN: Final = f"{facts.MADE}min("
+
 
 def name_outputs(node: ir.Node) -> None:
     """Fill in dimensions of a node's outputs that follow from its inputs; what is known already stays."""
@@ -25,6 +30,64 @@ def name_outputs(node: ir.Node) -> None:
     if found is not None:
         for value in node.outputs:
             refine(value, found)
+
+
+def name_rest(node: ir.Node) -> None:
+    """Give each dimension of a node's outputs that is not known a name that no other dimension has."""
+    for value in node.outputs:
+        dims = facts.symbols(value)
+        if dims is not None and None in dims:
+            value.shape = ir.Shape([f"{facts.MADE}{value.name}@{i}" if d is None else d for i, d in enumerate(dims)])
+
+
+def forget_made(value: ir.Value) -> None:
+    """Take away the names that are not the model's."""
+    if value.shape is not None and not value.shape.is_static():
+        value.shape = ir.Shape([d if isinstance(d, int) else facts.symbol(d, made=False) for d in value.shape])
+
+
+def plus(*sizes: int | str | None) -> int | str | None:
+    """Name of a sum of dimensions, the same for each order; a number where all are numbers."""
+    terms: list[str] = []
+    number = 0
+    for size in sizes:
+        if size is None:
+            return None
+        if isinstance(size, int):
+            number += size
+            continue
+        for term in size.removeprefix(facts.MADE).split(_PLUS):
+            if term.isdecimal():
+                number += int(term)
+            else:
+                terms.append(term)
+    if not terms:
+        return number
+    terms = sorted(terms) + ([str(number)] if number else [])
+    return terms[0] if len(terms) == 1 and "@" not in terms[0] else facts.MADE + _PLUS.join(terms)
+
+
+def minus(size: int | str | None, part: int | str | None) -> int | str | None:
+    """What is left of a sum of dimensions without one of its terms; None where that is not known."""
+    if isinstance(size, int) and isinstance(part, int):
+        return size - part
+    if not isinstance(size, str) or part is None or part == 0:
+        return size if part == 0 else None
+    left = size.removeprefix(facts.MADE).split(_PLUS)
+    for term in str(part).removeprefix(facts.MADE).split(_PLUS):
+        if term not in left:
+            return None
+        left.remove(term)
+    return plus(*(int(t) if t.isdecimal() else t if "@" not in t else facts.MADE + t for t in left))
+
+
+def at_most(limit: int | str | None, size: int | str | None) -> int | str | None:
+    """Name of the smaller one of two dimensions."""
+    if limit is None or size is None or limit == size:
+        return limit
+    if isinstance(limit, int) and isinstance(size, int):
+        return min(limit, size)
+    return f"{facts.MADE}min({limit}, {size})"
 
 
 def refine(value: ir.Value, found: Sequence[int | str | None]) -> None:
@@ -51,7 +114,14 @@ def _one(sizes: set[int | str | None]) -> int | str | None:
     numbers = [s for s in sizes if isinstance(s, int)]
     if numbers:
         return numbers[0]
+    # n broadcasts with min(512, n) only where they are equal or the smaller one is 1.
+    sizes -= {at_most(limit, size) for size in sizes for limit in _limits(sizes)}
     return 1 if not sizes else sizes.pop() if len(sizes) == 1 else None
+
+
+def _limits(sizes: set[int | str | None]) -> set[int]:
+    made = [s for s in sizes if isinstance(s, str) and s.startswith(_MIN)]
+    return {int(limit) for s in made if (limit := s[len(_MIN) :].split(", ")[0]).isdecimal() and int(limit) > 0}
 
 
 def _first(_: ir.Node, ins: list[Dims | None]) -> Dims | None:
@@ -77,24 +147,47 @@ def _matmul(_: ir.Node, ins: list[Dims | None]) -> Dims | None:
 
 def _reshape(node: ir.Node, ins: list[Dims | None]) -> Dims | None:
     data, target = ins[0], facts.ints(node.inputs[1])
-    if data is None or target is None or (0 in target and facts.attr(node, "allowzero", 0)):
+    return None if target is None else reshaped(data, target, zero=bool(facts.attr(node, "allowzero", 0)))
+
+
+def reshaped(data: Dims | None, target: Sequence[int | str | None], *, zero: bool) -> Dims | None:
+    """Dimensions of a Reshape of data to target, where zero says that a 0 in the target is a size."""
+    if data is None or (0 in target and zero):
         return None
-    out: Dims = [data[i] if t == 0 and i < len(data) else None if t <= 0 else t for i, t in enumerate(target)]
+    out: Dims = [
+        t if isinstance(t, str) or t is None else data[i] if t == 0 and i < len(data) else None if t <= 0 else t
+        for i, t in enumerate(target)
+    ]
     if None in data or target.count(-1) != 1:
         return out
     # What is left of the elements of x when those of all other dimensions are divided out.
-    names = [d for d in data if isinstance(d, str)]
+    names = [f for d in data if isinstance(d, str) for f in _factors(d)]
+    rest: Dims = []
     for position, size in enumerate(out):
-        if isinstance(size, str) and size in names:
-            names.remove(size)
-        elif isinstance(size, str) or (size is None and target[position] != -1):
+        factors = _factors(size) if isinstance(size, str) else [size]
+        rest += [f for f in factors if f not in names]
+        for name in (f for f in factors if isinstance(f, str) and f in names):
+            names.remove(name)
+        if (size is None and target[position] != -1) or any(isinstance(f, str) and f not in names for f in rest):
             return out
-    total, others = (math.prod(d for d in dims if isinstance(d, int)) for dims in (data, out))
-    if others and total == others and len(names) == 1:
-        out[target.index(-1)] = names[0]
-    elif others and total and not names and not total % others:
-        out[target.index(-1)] = total // others
+    total = math.prod(d for d in [*names, *data] if isinstance(d, int))
+    others = math.prod(d for d in rest if isinstance(d, int))
+    if others and total and not total % others:
+        out[target.index(-1)] = _times([n for n in names if isinstance(n, str)], total // others)
     return out
+
+
+def _factors(size: str) -> Dims:
+    """The factors of a product that a Reshape made one dimension of."""
+    made = size.removeprefix(facts.MADE).split(_TIMES) if _TIMES in size and size.startswith(facts.MADE) else [size]
+    return [size] if len(made) == 1 else [int(f) if f.isdecimal() else facts.MADE + f if "@" in f else f for f in made]
+
+
+def _times(names: list[str], number: int) -> int | str:
+    if not names or (len(names) == 1 and number == 1):
+        return names[0] if names else number
+    factors = sorted(n.removeprefix(facts.MADE) for n in names) + ([str(number)] if number != 1 else [])
+    return facts.MADE + _TIMES.join(factors)
 
 
 def _squeeze(node: ir.Node, ins: list[Dims | None]) -> Dims | None:
@@ -121,9 +214,7 @@ def _concat(node: ir.Node, ins: list[Dims | None]) -> Dims | None:
     axis = facts.attr(node, "axis") % len(given[0])
     # All inputs have the same sizes beside the axis, so that one which is known is known of all.
     out: Dims = [next((d for d in dims if d is not None), None) for dims in zip(*given, strict=True)]
-    sizes = [i[axis] for i in given]
-    whole = len(given) == len(ins) and all(isinstance(s, int) for s in sizes)
-    out[axis] = sum(s for s in sizes if isinstance(s, int)) if whole else None
+    out[axis] = plus(*(i[axis] for i in given)) if len(given) == len(ins) else None
     return out
 
 
@@ -151,19 +242,28 @@ def _gather(node: ir.Node, ins: list[Dims | None]) -> Dims | None:
     return [*data[:axis], *where, *data[axis + 1 :]]
 
 
+def _gather_nd(node: ir.Node, ins: list[Dims | None]) -> Dims | None:
+    data, where = ins
+    if data is None or where is None or not isinstance(where[-1], int):
+        return None
+    return [*where[:-1], *data[facts.attr(node, "batch_dims", 0) + where[-1] :]]
+
+
 _KEEP: Final = (
-    "Abs", "Cast", "Clip", "Cos", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity",
-    "LayerNormalization", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "RMSNormalization", "Sigmoid",
-    "Sin", "Softmax", "Softplus", "Sqrt", "Swish", "Tanh",
+    "Abs", "Cast", "Clip", "Cos", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN",
+    "LayerNormalization", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "RMSNormalization",
+    "RotaryEmbedding", "Sigmoid", "Sin", "Softmax", "Softplus", "Sqrt", "Swish", "Tanh",
 )  # fmt: skip
 _ALIGN: Final = (
-    "Add", "And", "Div", "Equal", "Greater", "Less", "Max", "Min", "Mul", "Or", "Pow", "Sub", "Sum", "Where", "Xor",
+    "Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Or",
+    "Pow", "Sub", "Sum", "Where", "Xor",
 )  # fmt: skip
 _RULES: Final[dict[str, Callable[[ir.Node, list[Dims | None]], Dims | None]]] = {
     **dict.fromkeys(_KEEP, _first),
     **dict.fromkeys(_ALIGN, _broadcast),
     "Concat": _concat,
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "MatMul": _matmul,
     "Reshape": _reshape,
     "Slice": _slice,

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
-from platformdirs import user_cache_dir
 
-from gpurt import logs
+from gpurt import caches, logs
 from gpurt.errors import GpurtError
 from gpurt.graph.view import GraphView, NodeView, ValueView
 from gpurt.infer import infer
@@ -88,22 +87,6 @@ def rates(provider: Provider, folder: Path | None) -> Rates:
 
 _KNOWN: dict[str, Rates] = {}
 _LOCK = threading.Lock()
-
-
-def folder(cache_dir: str | os.PathLike[str] | bool | None) -> Path | None:
-    """Where measured rates are kept: the option, else GPURT_CACHE_DIR, else the user's cache folder; None for nowhere.
-
-    Args:
-        cache_dir: SessionOptions.cache_dir; False for nowhere, as is an empty GPURT_CACHE_DIR.
-    """
-    if cache_dir is False:
-        return None
-    if cache_dir is not None and cache_dir is not True:
-        return Path(cache_dir)
-    given = os.environ.get("GPURT_CACHE_DIR")
-    if given is not None:
-        return Path(given) if given else None
-    return Path(user_cache_dir("gpurt", appauthor=False))
 
 
 def measure(provider: Provider, defaults: Rates) -> Rates:
@@ -302,11 +285,8 @@ def _load(path: Path) -> Rates | None:
 
 
 def _store(path: Path, facts: str, found: Rates) -> None:
-    """Written beside and renamed, so that another process never reads half a file."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.{os.getpid()}")
-        beside.write_text(json.dumps({"version": VERSION, "device": facts, "rates": asdict(found)}, indent=1))
-        beside.replace(path)
+        text = json.dumps({"version": VERSION, "device": facts, "rates": asdict(found)}, indent=1)
+        caches.write(path, text.encode())
     except OSError as e:
         logger.info("measured rates cannot be kept in %s: %s", path.parent, e)

@@ -64,3 +64,4 @@ class Decisions:
     removed: list[dict[str, str]] = field(default_factory=list)
     applied: list[dict[str, Any]] = field(default_factory=list)
     misses: list[dict[str, str]] = field(default_factory=list)
+    layouts: list[dict[str, Any]] = field(default_factory=list)

@@ -44,7 +44,8 @@ def fold_sizes(node: NodeView, specs: Sequence[Spec | None]) -> list[Spec] | Non
     contents = [None if s is None else _objects(s) for s in specs]
     if any(s is not None and (c is None or c.size > MOST) for s, c in zip(specs, contents, strict=True)):
         return None
-    first = next(s for s in specs if s is not None)
+    # The first input of Where is its condition.
+    first = next(s for s in specs[node.op_type == "Where" :] if s is not None)
     result = rule(node, contents)
     return None if result is None else [_spec(result, _dtype(node, first.dtype))]
 

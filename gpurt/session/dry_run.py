@@ -123,6 +123,7 @@ def predict(
             "removed": list(decisions.removed),
             "copies": copies,
             "casts": list(decisions.casts),
+            "layouts": list(decisions.layouts),
             "predicted": {
                 "assumed": {v.name: list(s.shape) for v in graph.inputs if (s := shapes.specs.get(v.name)) is not None},
                 "devices": devices,

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gpurt.layout import sentence
 from gpurt.partitioner import CompiledGraph, ControlItem, Decisions, UnitItem
 from gpurt.partitioner.compile import reads, writes
 from gpurt.partitioner.shapes import shape_known
@@ -22,6 +23,7 @@ class Explanation:
         """``version`` 1, and lists of dictionaries.
 
         ``nodes``, ``copies`` and ``casts``; ``removed``: what the optimizer took out, ``why`` and ``by`` what;
+        ``layouts``: by graph and device how many nodes have channels last and what that left to transpose;
         ``transformations`` that changed the graph, each ``required`` (copies between devices, casts), ``general`` or
         of one ``provider``; ``near_misses``: rules that fitted a place in part, and the reason why they did not fire.
         A dry run has ``predicted`` too, see gpurt.session.dry_run.
@@ -51,6 +53,7 @@ class Explanation:
         for copy in copies:
             size = "?" if copy["bytes"] is None else f"{copy['bytes']}"
             lines.append(f"  copy  {copy['value']}: {copy['from']} -> {copy['to']}, {size} bytes, {copy['cause']}")
+        lines.extend(f"  layout  {sentence(entry)}" for entry in self._data.get("layouts", ()))
         lines.extend(f"  cast  {c['value']}: {c['from']} -> {c['to']}, {c['cause']}" for c in casts)
         return "\n".join([*lines, *self._predicted()])
 
@@ -89,6 +92,7 @@ def explain(
             "casts": list(decisions.casts),
             "transformations": [*decisions.applied, *_required(Cast=len(decisions.casts), Memcpy=len(copies))],
             "near_misses": list(decisions.misses),
+            "layouts": list(decisions.layouts),
         }
     )
 

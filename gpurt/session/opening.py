@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from gpurt import logs, registry
 from gpurt.errors import EPFail, ProviderError, Unsupported
+from gpurt.options import SessionOptions
 from gpurt.partitioner import Decisions
 from gpurt.partitioner.assign import CONTROL, SHAPE_REASON
 from gpurt.provider import HOST, Provider, Unavailable
@@ -49,12 +50,12 @@ def open_providers(requests: Sequence[registry.Request], *, asked: bool, strict:
     return opened
 
 
-def with_threads(request: registry.Request, threads: int) -> registry.Request:
-    """A request with the session's number of threads, if its provider has an option for it and was given none."""
-    name = "intra_op_num_threads"
-    if threads and name not in request.options and name in registry.options(request.name):
-        return replace(request, options={**request.options, name: threads})
-    return request
+def with_settings(request: registry.Request, options: SessionOptions) -> registry.Request:
+    """A request with the session's threads and cache folder, if its provider has options for them without values."""
+    asked = {"intra_op_num_threads": options.intra_op_num_threads, "cache_dir": options.cache_dir}
+    given = {name: value for name, value in asked.items() if value or value is False}
+    known = registry.options(request.name) if given else {}
+    return replace(request, options={**{k: v for k, v in given.items() if k in known}, **request.options})
 
 
 def check_strict(model: ir.Model, owners: Mapping[str, int], host: int, decisions: Decisions) -> None:

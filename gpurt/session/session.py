@@ -13,15 +13,17 @@ from typing import Any, ClassVar, cast
 
 import onnx
 
-from gpurt import logs, registry
+from gpurt import caches, logs, registry
 from gpurt.autodiff import differentiate
 from gpurt.errors import InvalidArgument, suggest
+from gpurt.layout import LEVEL as LAYOUT
+from gpurt.layout import NAME as CHANNELS_LAST
+from gpurt.layout import channels_last
 from gpurt.loader import GraphInput, Views, load
 from gpurt.optimizer import optimize
 from gpurt.optimizer.settle import settle
 from gpurt.options import SessionOptions
 from gpurt.partitioner import Assigner, Compiler, Decisions, Settings
-from gpurt.partitioner.rates import folder as cache_folder
 from gpurt.plan.cache import PlanCache
 from gpurt.plan.destination import LEAVE, Destination, Target
 from gpurt.plan.values import Held, Run
@@ -32,7 +34,7 @@ from gpurt.session.dry_run import NotCompiled, check_shapes, predict
 from gpurt.session.explain import Explanation, explain
 from gpurt.session.feeds import check_feeds
 from gpurt.session.node_arg import NodeArg, arg
-from gpurt.session.opening import asked, check_strict, open_providers, with_threads
+from gpurt.session.opening import asked, check_strict, open_providers, with_settings
 from gpurt.session.profiling import Profile
 from gpurt.session.residence import Residence, check_apart
 from gpurt.session.results import owned, result, root
@@ -101,7 +103,7 @@ class InferenceSession:
         loaded = load(path_or_bytes)
         differentiate(loaded.model, loaded.names)
         times["load"] = time.perf_counter()
-        requests = [with_threads(r, options.intra_op_num_threads) for r in requests]
+        requests = [with_settings(r, options) for r in requests]
         check_shapes(expected_shapes, loaded.inputs)
         self._providers = open_providers(requests, asked=providers is not None, strict=options.strict)
         times["providers"] = time.perf_counter()
@@ -120,7 +122,7 @@ class InferenceSession:
             options.partitioning,
             options.pins,
             expected_shapes,
-            cache_folder(options.cache_dir),
+            caches.folder(options.cache_dir),
             self._providers.index(host) if appended else None,
         )
         owners, groups = Assigner(loaded.model, self._providers, names, self._decisions, settings).assign()
@@ -132,6 +134,9 @@ class InferenceSession:
         if appended:
             check_strict(loaded.model, owners, self._providers.index(host), self._decisions)
         times["partition"] = time.perf_counter()
+        if options.graph_optimization_level >= LAYOUT and CHANNELS_LAST not in disabled:
+            channels_last(loaded.model, self._providers, owners, groups, names, expected_shapes, self._decisions)
+        times["layout"] = time.perf_counter()
         self._inputs: list[GraphInput] = loaded.inputs
         self._outputs: list[GraphInput] = loaded.outputs
         self._overridable = loaded.overridable

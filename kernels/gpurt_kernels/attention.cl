@@ -3,7 +3,8 @@
  * scores: (batch, heads, rows, ld) of A, one row for each query; row 0 of the part is query `first`. Causality, windows,
  * the keys that are no padding and the length of the mask leave an interval [lo, hi) of keys to a query; only the mask
  * itself is looked up element by element. A query without any key gets zeros. M: type of the mask, with a stride for
- * batch, head and query. QK: the scores are wanted as an output too, of the T type: 0 as they are, 1 after the cap,
+ * batch, head and query. VALID: sequences have numbers of keys of their own, of N; with VALID_LAST it is the last key's
+ * position, and the first query stands at 0 where there are fewer keys than queries. QK: the scores are wanted as an output too, of the T type: 0 as they are, 1 after the cap,
  * 2 with the masks, 3 after the softmax.
  */
 
@@ -44,9 +45,15 @@
   high = high < keys ? high : keys;                                                                  \
   const i32 lo = low > 0 ? (low < keys ? (i32)low : keys) : 0;                                       \
   const i32 hi = high > lo ? (i32)high : lo;
+#ifdef VALID_LAST
+#define KEYS_OF ((i64)key_counts[b] + 1)
+#define START (KEYS_OF > queries ? KEYS_OF - queries : 0)
+#elif defined(VALID)
+#define KEYS_OF key_counts[b]
+#define START (KEYS_OF - queries)
+#endif
 #ifdef VALID
-#define VALID_KEYS (i32)(key_counts[b] < 0 ? 0 : key_counts[b] < keys ? key_counts[b] : keys)
-#define START (key_counts[b] - queries)
+#define VALID_KEYS (i32)(KEYS_OF < 0 ? 0 : KEYS_OF < keys ? KEYS_OF : keys)
 #else
 #define VALID_KEYS keys
 #define START past
@@ -74,7 +81,7 @@ KFN(GROUP_SIZE, 1, 1) masked_softmax(TENSOR(A, scores),
                                 INPUT(M, mask),
 #endif
 #ifdef VALID
-                                INPUT(i64, key_counts),
+                                INPUT(N, key_counts),
 #endif
 #ifdef QK
                                 TENSOR(T, qk),
@@ -83,7 +90,7 @@ KFN(GROUP_SIZE, 1, 1) masked_softmax(TENSOR(A, scores),
   OPEN(A, scores);
   OPEN_MASK
 #ifdef VALID
-  OPEN_IN(i64, key_counts);
+  OPEN_IN(N, key_counts);
 #endif
 #ifdef QK
   OPEN(T, qk);

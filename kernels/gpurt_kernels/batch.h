@@ -12,11 +12,13 @@
 FN float16 epilogue16(const float16 v, const i64 e EPILOGUE_FORMALS) {
   return (float16)(epilogue8(v.lo, e EPILOGUE_PASS), epilogue8(v.hi, e + 8 EPILOGUE_PASS));
 }
+#define FINISH8(v, p) epilogue8((v), e_first + ((p) - y_first) EPILOGUE_PASS)
 #define FINISH16(v, p) epilogue16((v), e_first + ((p) - y_first) EPILOGUE_PASS)
 #endif
 #else
 #define EPILOGUE_PARAMS
 #define EPILOGUE_OPEN
 #define FINISH1(v, p) (v)
+#define FINISH8(v, p) (v)
 #define FINISH16(v, p) (v)
 #endif

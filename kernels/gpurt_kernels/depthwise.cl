@@ -3,11 +3,6 @@
    A tap is one offset for all pixels of a plane, whatever the stride. ROWS rows are summed at a time, so that a weight
    is read once for all of them. In planes narrower than a vector, its last lanes run over into the next row, which is
    stored later and puts them right; only where no such row follows are pixels stored one by one. */
-struct __attribute__((packed)) unaligned {
-  float16 v;
-};
-#define LOAD16(p) (((const GLOBAL struct unaligned *)(p))->v)
-
 KFN(1, 1, 1) depthwise(
     INPUT(float, x), INPUT(float, w), TENSOR(float, y),
 #if HAS_BIAS
@@ -64,7 +59,7 @@ KFN(1, 1, 1) depthwise(
           if (row + r >= end) continue;
           GLOBAL float *const to = out + (row + r) * W + column;
           if (W >= 16 || (W >= 8 && row + r + 1 < end)) {
-            ((GLOBAL struct unaligned *)to)->v = FINISH16(sum[r], to);
+            STORE16(to, FINISH16(sum[r], to));
           } else {
             for (i32 l = 0; l < W; l++) to[l] = FINISH1(((float *)&sum[r])[l], to + l);
           }

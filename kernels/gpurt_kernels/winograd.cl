@@ -1,24 +1,7 @@
 /* Winograd's F(4x4, 3x3) for CPUs: convolutions of 3x3 with stride 1 as 36 products over tiles of 4x4 output pixels
-   (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016). Both kernels take 16 tiles at a time,
-   one in each lane: a panel of the products' right operand. Tiles are numbered over all images, row by row; lanes past
-   the last tile repeat it and are not stored. */
-struct __attribute__((packed)) unaligned {
-  float16 v;
-};
+   (see winograd.h). Both kernels take 16 tiles at a time, one in each lane: a panel of the products' right operand.
+   Tiles are numbered over all images, row by row; lanes past the last tile repeat it and are not stored. */
 #define LANES 16
-
-/* d := B' d along one axis, on six vectors that lie `step` apart. */
-FN void to_tiles(float16 *d, const i32 step) {
-  const float16 d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
-  const float16 even = d4 - 4.0f * d2, odd = d3 - 4.0f * d1;
-  const float16 even2 = d4 - d2, odd2 = 2.0f * (d3 - d1);
-  d[0] = 4.0f * d0 - 5.0f * d2 + d4;
-  d[step] = even + odd;
-  d[2 * step] = even - odd;
-  d[3 * step] = even2 + odd2;
-  d[4 * step] = even2 - odd2;
-  d[5 * step] = 4.0f * d1 - 5.0f * d3 + d5;
-}
 
 /* Planes padded with zeros, of 4 * rows + 2 by 4 * columns + 2, into panels: v[36][panel][channel][16]. */
 KFN(1, 1, 1) winograd_in(
@@ -55,19 +38,8 @@ KFN(1, 1, 1) winograd_in(
     for (i32 j = 0; j < 6; j++) to_tiles(d + j, 6);
     GLOBAL float *out = v + ((i64)panel * channels + c) * LANES;
 #pragma unroll
-    for (i32 i = 0; i < 36; i++) ((GLOBAL struct unaligned *)(out + i * matrix))->v = d[i];
+    for (i32 i = 0; i < 36; i++) STORE16(out + i * matrix, d[i]);
   }
-}
-
-/* d := A' d along one axis: six vectors that lie `step` apart become four. */
-FN void to_pixels(float16 *d, const i32 step) {
-  const float16 d0 = d[0], d5 = d[5 * step];
-  const float16 sum = d[step] + d[2 * step], difference = d[step] - d[2 * step];
-  const float16 sum2 = d[3 * step] + d[4 * step], difference2 = d[3 * step] - d[4 * step];
-  d[0] = d0 + sum + sum2;
-  d[step] = difference + 2.0f * difference2;
-  d[2 * step] = sum + 4.0f * sum2;
-  d[3 * step] = difference + 8.0f * difference2 + d5;
 }
 
 /* The products m[36][filter][panel * 16] into pixels, with bias and whatever follows. */
@@ -96,7 +68,7 @@ KFN(1, 1, 1) winograd_out(
     const GLOBAL float *in = m + f * stride + panel * LANES;
     float16 d[36];
 #pragma unroll
-    for (i32 i = 0; i < 36; i++) d[i] = ((const GLOBAL struct unaligned *)(in + i * matrix))->v;
+    for (i32 i = 0; i < 36; i++) d[i] = LOAD16(in + i * matrix);
 #pragma unroll
     for (i32 j = 0; j < 6; j++) to_pixels(d + j, 6);
 #pragma unroll

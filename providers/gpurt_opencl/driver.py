@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from gpurt_opencl.timer import OpenCLTimer
 logger = logs.get("gpurt.opencl")
 
 _WRITABLE = cl.mem_flags.READ_WRITE
+_OPTIONS = ("-cl-std=CL1.2", "-cl-mad-enable", "-w")
 
 
 class OpenCLDriver:
@@ -112,13 +116,8 @@ class OpenCLDriver:
 
     def build(self, source: str, name: str) -> cl.Program:
         """Compile for this device. Raises EPFail with the compiler's log."""
-        options = ["-cl-std=CL1.2", "-cl-mad-enable", "-w"]
         try:
-            # PyOpenCL's cache is off: the runtimes keep their own, and ours is keyed by content.
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", cl.CompilerWarning)  # Intel's compiler reports that it succeeded
-                program: cl.Program = cl.Program(self.context, source).build(options, [self.device], cache_dir=False)  # type: ignore[arg-type]
-            return program
+            return self._finished(cl.Program(self.context, source))
         except cl.RuntimeError as e:
             log = str(e).strip()
             raise EPFail(
@@ -127,6 +126,32 @@ class OpenCLDriver:
                 provider="opencl",
                 remedy="Leave opencl out of the providers for this model and report the log",
             ) from e
+
+    def _finished(self, program: cl.Program) -> cl.Program:
+        # PyOpenCL's cache is off: ours is keyed by content and device, see gpurt.device.binaries.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", cl.CompilerWarning)  # Intel's compiler reports that it succeeded
+            built: cl.Program = program.build(list(_OPTIONS), [self.device], cache_dir=False)  # type: ignore[arg-type]
+        return built
+
+    def portability(self) -> str:
+        """See PortableDriver. A CPU device's name may not tell what instructions it has."""
+        about = (*_OPTIONS, self._info.name, self._info.vendor, self._info.driver, self.device.version)
+        return " ".join((*about, instructions() if self._info.kind == "cpu" else ""))
+
+    def binary(self, program: cl.Program) -> bytes | None:
+        """See PortableDriver."""
+        try:
+            devices: Any = program.get_info(cl.program_info.DEVICES)
+            binaries: Any = program.get_info(cl.program_info.BINARIES)
+        except cl.Error as e:
+            logger.info("%s does not give compiled programs: %s", self._info.name, e)
+            return None
+        return dict(zip(devices, binaries, strict=True)).get(self.device) or None
+
+    def load(self, binary: bytes, name: str) -> cl.Program:  # noqa: ARG002 - the driver need not know
+        """See PortableDriver."""
+        return self._finished(cl.Program(self.context, [self.device], [binary]))
 
     def prepare(
         self,
@@ -233,6 +258,16 @@ def aligned(nbytes: int) -> np.ndarray:
     raw = np.zeros(nbytes + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + nbytes]
+
+
+@cache
+def instructions() -> str:
+    """What tells this host's processor from others of the same name, as far as the system says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return " ".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
 def device_info(device: cl.Device, kernel_class: str = "auto") -> DeviceInfo:

@@ -23,6 +23,7 @@ class OpenCLProvider(DeviceProvider):
         "platform": "index, or case-insensitive part of a platform's name and version",
         "zero_copy": "False: copy between host and device even where the device computes in the host's memory",
         "intra_op_num_threads": "cores of a CPU device to use, by a sub-device; default: SessionOptions', else all",
+        "cache_dir": "folder for compiled programs, False for none; default: SessionOptions', else the user's caches",
         "device": "index within the platform, or case-insensitive part of a device's name",
         "context": "a pyopencl.Context to work in, so that arrays of it are used in place; default: gpurt's own",
         "queue": "the in-order pyopencl.CommandQueue of all runs; its context is then the context",

@@ -64,10 +64,15 @@ def test_heads(provider: DeviceProvider, dtype: str, heads: tuple[int, int], que
 MASKS = [(5, 19), (19,), (2, 1, 5, 19), (4, 5, 19), (1, 4, 1, 19), (5, 12), (2, 1, 1, 1)]
 
 
+# Heads of queries and keys, and of values. The CPU class has kernels of their own for whole vectors of 16.
+SIZES = [(8, 3), (16, 32), (48, 80)]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("boolean", [False, True])
 @pytest.mark.parametrize("causal", [0, 1])
-def test_masks(provider: DeviceProvider, boolean: bool, causal: int) -> None:
-    q, k, v = normal(2, 4, 5, 8), normal(2, 2, 19, 8), normal(2, 2, 19, 3)
+def test_masks(provider: DeviceProvider, boolean: bool, causal: int, sizes: tuple[int, int]) -> None:
+    q, k, v = normal(2, 4, 5, sizes[0]), normal(2, 2, 19, sizes[0]), normal(2, 2, 19, sizes[1])
     for shape in MASKS:
         mask = RNG.random(shape) < 0.6 if boolean else normal(*shape)
         if not boolean:
@@ -77,14 +82,20 @@ def test_masks(provider: DeviceProvider, boolean: bool, causal: int) -> None:
 
 @pytest.mark.parametrize("window", [(-1, -1), (3, -1), (-1, 2), (4, 1)])
 @pytest.mark.parametrize("causal", [0, 1])
-@pytest.mark.parametrize("part", [None, 1])
-def test_windows_and_caches(provider: DeviceProvider, window: tuple[int, int], causal: int, part: int | None) -> None:
+@pytest.mark.parametrize(
+    ("queries", "sizes", "part"),
+    [(6, (8, 9), None), (6, (8, 9), 1), (6, (16, 16), None), (2, (16, 48), None)],
+)
+def test_windows_and_caches(
+    provider: DeviceProvider, window: tuple[int, int], causal: int, queries: int, sizes: tuple[int, int],
+    part: int | None,
+) -> None:  # fmt: skip
     attrs = {"is_causal": causal, "left_window_size": window[0], "right_window_size": window[1], "softcap": 2.0}
-    q, k, v = normal(2, 4, 6, 8), normal(2, 2, 17, 8), normal(2, 2, 17, 9)
-    past = [normal(2, 2, 9, 8), normal(2, 2, 9, 9)]
+    q, k, v = normal(2, 4, queries, sizes[0]), normal(2, 2, 17, sizes[0]), normal(2, 2, 17, sizes[1])
+    past = [normal(2, 2, 9, sizes[0]), normal(2, 2, 9, sizes[1])]
     with pytest.MonkeyPatch.context() as patch:
         if part:  # queries in turns
-            patch.setattr("gpurt.device.ops.attention._SCORE_BYTES", part)
+            patch.setattr("gpurt.device.ops.heads.SCORE_BYTES", part)
         check(provider, [q, k, v], attrs)
         check(provider, [q, k, v, None, *past], attrs, outputs=3)
         check(provider, [q, k, v, None, None, None, np.array([17, 4])], attrs)
@@ -112,11 +123,14 @@ def test_long_rows(provider: DeviceProvider) -> None:
     check(provider, [normal(1, 2, 70, 40), normal(1, 2, 1500, 40), normal(1, 2, 1500, 33)], {"is_causal": 1})
     mask = RNG.random((70, 1500)) < 0.5
     check(provider, [normal(1, 2, 70, 40), normal(1, 2, 1500, 40), normal(1, 2, 1500, 33), mask], {})
+    check(provider, [normal(1, 2, 70, 64), normal(1, 2, 1500, 64), normal(1, 2, 1500, 64), mask], {"is_causal": 1})
+    check(provider, [normal(2, 70, 96), normal(2, 300, 32), normal(2, 300, 16)], {"q_num_heads": 3, "kv_num_heads": 1})
 
 
-def test_rows_without_keys_and_nan(provider: DeviceProvider) -> None:
-    q, k, v = normal(1, 1, 3, 4), normal(1, 1, 9, 4), normal(1, 1, 9, 4)
-    mask = np.ones((3, 9), bool)
+@pytest.mark.parametrize(("rows", "size"), [(3, 4), (3, 16), (5, 16)])
+def test_rows_without_keys_and_nan(provider: DeviceProvider, rows: int, size: int) -> None:
+    q, k, v = normal(1, 1, rows, size), normal(1, 1, 9, size), normal(1, 1, 9, size)
+    mask = np.ones((rows, 9), bool)
     mask[1] = False
     (y,) = run_op(provider, "Attention", [q, k, v, mask])
     assert (y[0, 0, 1] == 0).all()

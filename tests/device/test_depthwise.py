@@ -8,7 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import gpurt
 
-GREEDY = gpurt.SessionOptions(partitioning="greedy")  # so that no rate of this machine decides
+# So that no rate of this machine decides, and the model's layout stays.
+GREEDY = gpurt.SessionOptions(partitioning="greedy", graph_optimization_level="extended")
 
 RNG = np.random.default_rng(9)
 

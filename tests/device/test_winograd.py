@@ -9,7 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 import gpurt
 from gpurt.device.ops.winograd import filters_of
 
-GREEDY = gpurt.SessionOptions(partitioning="greedy")  # so that no rate of this machine decides
+# So that no rate of this machine decides, and the model's layout stays.
+GREEDY = gpurt.SessionOptions(partitioning="greedy", graph_optimization_level="extended")
 
 n = helper.make_node
 RNG = np.random.default_rng(7)

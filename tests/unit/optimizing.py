@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -60,3 +61,43 @@ def model_of(
     made = {o for node in nodes for o in node.output}
     arrays = {k: v if isinstance(v, np.ndarray) else np.asarray(v) for k, v in (constants or {}).items()}
     return make_model(nodes, feed(shapes), [o for o in ("y", "z") if o in made], arrays, **more)
+
+
+class Writer:
+    """Writes nodes as an exporter does: ``w.Relu("x")`` returns the name of the result; arrays become constants."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, np.ndarray] = {}
+
+    def __getattr__(self, op_type: str) -> Any:
+        def call(*inputs: Any, _out: str | None = None, _outputs: int = 1, _domain: str = "", **attrs: Any) -> Any:
+            number = len(self.nodes)
+            outs = [f"v{number}_{i}" for i in range(_outputs)] if _out is None else [_out]
+            read = [v if isinstance(v, str) else self.constant(v) for v in inputs]
+            self.nodes.append(n(op_type, read, outs, f"{op_type}_{number}", domain=_domain, **attrs))
+            return outs[0] if len(outs) == 1 else outs
+
+        return call
+
+    def constant(self, content: Any) -> str:
+        """A constant; integers are int64, other numbers float32."""
+        array = np.asarray(content)
+        if not isinstance(content, np.ndarray):
+            array = array.astype({"i": np.int64, "f": np.float32, "b": np.bool_}[array.dtype.kind])
+        name = f"c{len(self.constants)}"
+        self.constants[name] = array
+        return name
+
+    def weight(self, *shape: int) -> np.ndarray:
+        """A constant of random numbers."""
+        rng = np.random.default_rng(len(self.constants))
+        return (rng.standard_normal(shape) / max(shape[0], 1) ** 0.5).astype(np.float32)
+
+    def size(self, value: str, axis: int) -> str:
+        """A dimension as torch's script exporter takes it: a Gather of the Shape, with an axis again for Concat."""
+        return self.Unsqueeze(self.Gather(self.Shape(value), np.array(axis), axis=0), [0])
+
+    def model(self, inputs: dict[str, Any], outputs: Sequence[str] = ("y",), opset: int = 21) -> onnx.ModelProto:
+        """The model; inputs by example array or (element type, dimensions)."""
+        return make_model(self.nodes, inputs, list(outputs), self.constants, opset=opset)

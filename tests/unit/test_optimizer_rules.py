@@ -441,11 +441,15 @@ def test_does_not_fire(rule, nodes, inputs, constants, reason):
     same_values(model, feed(inputs))
 
 
+# These have tests of their own, of graphs with dynamic sizes.
+APART = {"GroupedHeadsFusion", "RotaryEmbeddingFusion", "GroupNormFusion", "GroupNormAffineFusion"}
+
+
 def test_every_rule_is_tested():
     known = {r.name for r in transformers(plugins=False)[1]}
     alike = {"NoopMax", "NoopMin", "NoopMean", "DoubleNot", *(f"NoopReduce{k}" for k in ("Sum", "Max", "Min", "Prod"))}
-    assert known - {row[0] for row in FIRES} == alike
-    assert known == {row[0] for row in KEEPS}
+    assert known - {row[0] for row in FIRES} - APART == alike
+    assert known - APART == {row[0] for row in KEEPS}
 
 
 def test_fusions_are_of_level_extended():

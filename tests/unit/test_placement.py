@@ -11,7 +11,7 @@ from conftest import make_model, plugin
 from onnx import TensorProto, helper
 
 import gpurt
-from gpurt import registry
+from gpurt import caches, registry
 from gpurt.partitioner import rates as measured
 from gpurt.partitioner.estimate import BATCH, IMAGE, OPEN, Estimate
 from gpurt.provider import Device, Rates
@@ -322,9 +322,9 @@ def test_a_simulated_device_has_the_rates_of_its_kind(sim, monkeypatch):
 
 
 def test_the_cache_folder(monkeypatch, tmp_path):
-    assert measured.folder(False) is None
-    assert measured.folder(tmp_path) == tmp_path
+    assert caches.folder(False) is None
+    assert caches.folder(tmp_path) == tmp_path
     monkeypatch.setenv("GPURT_CACHE_DIR", str(tmp_path / "env"))
-    assert measured.folder(None) == tmp_path / "env"
+    assert caches.folder(None) == tmp_path / "env"
     monkeypatch.setenv("GPURT_CACHE_DIR", "")
-    assert measured.folder(None) is None
+    assert caches.folder(None) is None

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto
+from optimizing import Writer
 
+import gpurt
 from gpurt.symbolic import Expressions, Guards, Size
 
 STEPS = {
@@ -106,3 +109,17 @@ def test_a_size_cannot_decide_after_the_walk():
         int(s)
     with pytest.raises(RuntimeError, match="after the plan was made"):
         bool(s > 3)
+
+
+def test_where_picks_among_sizes():
+    """As torch writes expand(batch, -1): a size where the target is none is 1."""
+    w = Writer()
+    shape = w.Concat(w.size("x", 0), [-1], w.size("x", 2), axis=0)
+    w.Expand(w.Relu("x"), w.Where([False, True, False], [1, 1, 1], shape), _out="y")
+    model = w.model({"x": (TensorProto.FLOAT, ["batch", 1, "length"])})
+    session = gpurt.InferenceSession(
+        model, gpurt.SessionOptions(graph_optimization_level="disable_all"), providers=["cpu"]
+    )
+    for length in (4, 5, 7, 6):
+        x = np.ones((2, 1, length), np.float32)
+        np.testing.assert_array_equal(session.run(None, {"x": x})[0], x)

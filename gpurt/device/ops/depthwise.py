@@ -52,7 +52,7 @@ def depthwise(
     args += [i64(columns.batch[1])]
     args += [i32(v) for v in (columns.plane[1], height, width, per, rows_per)]
     c.launch(
-        text + gpurt_kernels.text("batch.h") + gpurt_kernels.text("depthwise.cl"),
+        text + "".join(gpurt_kernels.text(n) for n in ("batch.h", "lanes16.h", "depthwise.cl")),
         "depthwise",
         args,
         [-(-planes // per), -(-height // rows_per)],

@@ -15,6 +15,7 @@ from gpurt.device.epilogue import Epilogue
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.matrices import Columns, Mat, Panels, position_count
 from gpurt.device.scalars import i32, i64
+from gpurt.device.tiles import tile_for
 from gpurt.provider import Refused
 from gpurt.symbolic import Size
 
@@ -24,6 +25,7 @@ I32_MAX: Final = 2**31 - 1
 MAX_LAUNCHES: Final = 1024  # of one product whose batch dimensions are too irregular for one launch
 _LEVELS: Final = 3  # batch levels that a kernel resolves itself
 _MAX_Z: Final = 65535
+_MANY: Final = 840  # rows that stand for any number, as many tiles divide it
 _SKINNY: Final = 8  # rows up to which a GPU reads B for every column by itself
 
 
@@ -181,6 +183,8 @@ class _Product:
             rows, most = 1, 8 if wide else 4
         elif m <= 4:
             rows, most = 4, 4 if wide else 1
+        elif wide and not isinstance(n, Size):
+            return tile_for(_MANY if isinstance(m, Size) else m, n, self.c.info.vector_width)[0]
         else:
             rows, most = (8, 2) if wide else (6, 1)
         if isinstance(n, Size):  # one kernel for all sizes of a plan template, with B read in place from 32 columns on

@@ -25,8 +25,8 @@ _G = np.array(
 
 def filters_of(w: np.ndarray) -> np.ndarray:
     """Filters [F, C, 3, 3] as the 36 left operands, float32 [36, F, C]; transformed in float64."""
-    tiles = np.moveaxis(_G @ w.astype(np.float64) @ _G.T, (2, 3), (0, 1))
-    return np.ascontiguousarray(tiles, np.float32).reshape(36, *w.shape[:2])
+    tiles = np.kron(_G, _G) @ w.reshape(-1, 9).T.astype(np.float64)
+    return tiles.astype(np.float32).reshape(36, *w.shape[:2])
 
 
 def tiles_of(g: Geometry) -> tuple[int, int, int]:
@@ -65,7 +65,7 @@ def winograd(
     items = 4 * c.info.compute_units
     per = max(-(-g.channels * count // items), 8)
     sizes = [i32(s) for s in (tiles, rows, columns)]
-    source = gpurt_kernels.text("batch.h") + gpurt_kernels.text("winograd.cl")
+    source = "".join(gpurt_kernels.text(n) for n in ("batch.h", "lanes16.h", "winograd.h", "winograd.cl"))
     c.launch(
         source, "winograd_in", [planes, v, *sizes, i32(g.channels), i32(per)],
         [count, -(-g.channels // per)], defines={"HAS_BIAS": 0},

@@ -2,6 +2,7 @@
 
 from gpurt.infer.rules import (
     attention,
+    channels_last,
     contrib,
     contrib_attention,
     contrib_quantized,
@@ -27,6 +28,7 @@ from gpurt.infer.rules import (
 
 __all__ = [
     "attention",
+    "channels_last",
     "contrib",
     "contrib_attention",
     "contrib_quantized",

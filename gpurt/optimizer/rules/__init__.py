@@ -6,7 +6,19 @@ from functools import cache
 
 from gpurt.optimizer import identities
 from gpurt.optimizer.rewrite import RewriteRule
-from gpurt.optimizer.rules import activation, attention, conv, elementwise, gemm, norm, quantize, reshape, transpose
+from gpurt.optimizer.rules import (
+    activation,
+    attention,
+    conv,
+    decoder,
+    elementwise,
+    gemm,
+    group_norm,
+    norm,
+    quantize,
+    reshape,
+    transpose,
+)
 
 
 @cache
@@ -15,5 +27,18 @@ def all_rules() -> tuple[RewriteRule, ...]:
 
     They keep nothing of a model, so all sessions share them.
     """
-    modules = (identities, reshape, transpose, elementwise, conv, gemm, activation, norm, attention, quantize)
+    modules = (
+        identities,
+        reshape,
+        transpose,
+        elementwise,
+        conv,
+        gemm,
+        activation,
+        norm,
+        group_norm,
+        attention,
+        decoder,
+        quantize,
+    )
     return tuple(rule for module in modules for rule in module.rules())

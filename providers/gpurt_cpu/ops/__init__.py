@@ -13,6 +13,7 @@ _FAMILIES = (
     "activation",
     "attention",
     "cast",
+    "channels_last",
     "contrib_attention",
     "contrib_fused",
     "contrib_gqa",
