@@ -18,10 +18,10 @@ import gpurt
 from gpurt.errors import InvalidArgument
 from gpurt_cpu.memory import LEAST, Recycler
 from gpurt_cpu.ops import lookup
-from gpurt_cpu.ops.images import Convolution, Upsampling
 from gpurt_cpu.ops.common import channels_last, window_pads
 from gpurt_cpu.ops.conv import convolve
 from gpurt_cpu.ops.elementwise import erf32
+from gpurt_cpu.ops.images import Convolution, Upsampling
 from gpurt_cpu.ops.winograd import tile_for
 
 node = helper.make_node
