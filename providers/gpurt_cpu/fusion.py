@@ -15,7 +15,7 @@ from gpurt_cpu.memory import Empty
 from gpurt_cpu.ops import lookup, products
 from gpurt_cpu.ops.images import Convolution, Upsampling
 from gpurt_cpu.ops.table import Array
-from gpurt_cpu.steps import affine, compute_for, constant, program_for
+from gpurt_cpu.steps import affine, compute_for, constant, program_for, with_scaled_gates
 
 MOST_NODES: Final = 64
 # Their kernels yield memory of their own, which the chain that follows may overwrite.
@@ -149,7 +149,8 @@ class FusedUnit:
                 rest = self._add_product(node, rest)
         last = nodes[-1].outputs[0]
         assert last is not None
-        self._chain = Chain(self._steps(rest), empty) if rest else None
+        steps = with_scaled_gates(self._steps(rest), self._constants)
+        self._chain = Chain(steps, empty) if steps else None
         self._result = self._numbers[last.name]
         if self._chain is not None and self._convolution is not None and self._pointwise(self._chain):
             self._convolution.after, self._chain = self._after(self._chain), None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
 from gpurt.graph.view import NodeView, ValueView
-from gpurt_cpu.blockwise import Compute
+from gpurt_cpu.blockwise import Compute, Step
 from gpurt_cpu.ops import lookup
 from gpurt_cpu.ops.elementwise import ERF, horner
 from gpurt_cpu.ops.table import Array
@@ -90,7 +92,7 @@ def compute_for(node: NodeView) -> tuple[Compute, int] | None:
         return _sigmoid, 1
     if kind == "HardSigmoid":
         alpha, beta = np.float32(node.attr("alpha", 0.2)), np.float32(node.attr("beta", 0.5))
-        return partial(_hard_sigmoid, alpha, beta), 1
+        return partial(_hard_sigmoid, alpha, beta, _ONE), 1
     if kind == "Clip":
         return _clip(node)
     if kind == "Pow":
@@ -105,7 +107,7 @@ def program_for(node: NodeView) -> Program | None:
     """A function of one input that is more than one pass over memory, as steps whose intermediates are scratch."""
     kind = node.op_type
     if kind == "HardSwish":
-        return ((partial(_hard_sigmoid, np.float32(1 / 6), np.float32(1 / 2)), (X,)), (_times, (X, 0)))
+        return ((partial(_hard_sigmoid, np.float32(1 / 6), _HALF, _ONE), (X,)), (_times, (X, 0)))
     if kind == "Swish" and node.attr("alpha", 1.0) == 1:
         return ((_sigmoid, (X,)), (_times, (X, 0)))
     if kind == "Erf":
@@ -174,10 +176,43 @@ def _sigmoid(args: Sequence[Array], out: Array) -> None:
     np.reciprocal(out, out=out)
 
 
-def _hard_sigmoid(alpha: Any, beta: Any, args: Sequence[Array], out: Array) -> None:
+def _hard_sigmoid(alpha: Any, beta: Any, high: Any, args: Sequence[Array], out: Array) -> None:
     np.multiply(args[0], alpha, out=out)
     np.add(out, beta, out=out)
-    np.clip(out, _ZERO, _ONE, out=out)
+    np.clip(out, _ZERO, high, out=out)
+
+
+def _times_plus(args: Sequence[Array], out: Array) -> None:
+    np.multiply(args[0], args[1], out=out)
+    np.add(out, args[2], out=out)
+
+
+def with_scaled_gates(steps: Sequence[Step], constants: Mapping[int, Array]) -> list[Step]:
+    """The steps, with a positive number that the product with a hard sigmoid is multiplied by in that sigmoid."""
+    readers = Counter(a for s in steps for a in s.args)
+    made = {s.result: i for i, s in enumerate(steps)}
+    out = list(steps)
+    gone: set[int] = set()
+    for i, scale in enumerate(steps):
+        at = made.get(scale.args[0])
+        if scale.compute is not affine or at is None or out[at].compute is not _times:
+            continue
+        x, gate = out[at].args
+        source = made.get(gate)
+        factor, shift = (constants.get(a) for a in scale.args[1:])
+        if source is None or readers[gate] > 1 or readers[scale.args[0]] > 1 or factor is None or shift is None:
+            continue
+        compute = out[source].compute
+        positive = factor.size == 1 and factor.reshape(-1)[0] > 0
+        if not positive or not isinstance(compute, partial) or compute.func is not _hard_sigmoid:
+            continue
+        by = factor.reshape(())
+        alpha, beta, high = (np.float32(c * by) for c in compute.args)
+        inner = partial(_hard_sigmoid, alpha, beta, high)
+        out[source] = replace(out[source], compute=inner)
+        out[i] = replace(scale, compute=_times_plus, args=(x, gate, scale.args[2]))
+        gone.add(at)
+    return [s for i, s in enumerate(out) if i not in gone]
 
 
 def _square(args: Sequence[Array], out: Array) -> None:

@@ -129,7 +129,7 @@ def spatial_mean(x: Array) -> Array:
     """Mean of (N, C, spatial) over its spatial axes, kept as ones, of memory with the channels last: a product."""
     pixels = x.transpose(0, *range(2, x.ndim), 1).reshape(x.shape[0], -1, x.shape[1])
     weights = np.full((1, pixels.shape[1]), 1 / pixels.shape[1], x.dtype)
-    return np.matmul(weights, pixels).reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
+    return np.asarray(np.matmul(weights, pixels)).reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
 
 
 def per_channel(v: Array, rank: int, axis: int = 1) -> Array:

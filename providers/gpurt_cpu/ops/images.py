@@ -8,7 +8,6 @@ with whole runs of a row that are added up, and a matrix of windows for the rest
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -18,26 +17,15 @@ from numpy.lib.stride_tricks import as_strided
 from gpurt.errors import InvalidArgument
 from gpurt_cpu.memory import Empty
 from gpurt_cpu.ops.common import ones_like_kernel, window_pads
+from gpurt_cpu.ops.depthwise import depthwise
+from gpurt_cpu.ops.padding import PART, SCRATCH, Finish, Method, Padding, last, matrix_of, split
 from gpurt_cpu.ops.table import Array
 from gpurt_cpu.ops.winograd import Winograd, tile_for
 
-_SCRATCH: Final = 1 << 19  # elements of a matrix of windows, or of partial sums: what a second-level cache holds
 _SHAPES: Final = 16  # sizes of the input that are prepared for
 _RUN: Final = 1 << 12  # elements of a bias that is repeated
-_PART: Final = 1 << 17  # elements of the result that are computed and finished at a time
 _ZERO: Final = np.zeros((), np.float32)
 _INFINITE: Final = np.full((), np.inf, np.float32)
-
-Method = Callable[[Array, Array, Empty], None]
-"""Writes an image (height, width, filters) from one (H, W, C)."""
-
-Finish = Callable[[Array], None]
-"""Changes dense memory, an elementwise function of each of its elements, in place."""
-
-
-def last(x: Array) -> Array:
-    """View of (N, C, H, W) as (N, H, W, C)."""
-    return x.transpose(0, 2, 3, 1)
 
 
 class Convolution:
@@ -131,8 +119,8 @@ class Convolution:
         out = ((room[0] - 1) // self._strides[0] + 1, (room[1] - 1) // self._strides[1] + 1)
         place = Padding(size, pads, out, kernel, self._strides, self._dilations)
         plain = max(self._strides) == 1 and max(self._dilations) == 1
-        if group == channels == filters and group > 1:
-            return self._depthwise(place, channels), out
+        if group == channels > 1:
+            return depthwise(w.reshape(channels, -1, *kernel), place, self._finish), out
         if group > 1:
             return self._grouped(place), out
         if max(kernel) == 1:
@@ -166,80 +154,11 @@ class Convolution:
                 x = place.apply(x, empty)
             if rows > 1 or columns > 1:
                 x = x[: (y.shape[0] - 1) * rows + 1 : rows, : (y.shape[1] - 1) * columns + 1 : columns]
-            pixels, target = _matrix(x, empty), y.reshape(-1, y.shape[2])
-            count = max(256, _PART // y.shape[2])
+            pixels, target = matrix_of(x, empty), y.reshape(-1, y.shape[2])
+            count = max(256, PART // y.shape[2])
             for start in range(0, len(target), count):
                 part = target[start : start + count]
                 np.matmul(pixels[start : start + count], weights, out=part)
-                self._finish(part)
-
-        return run
-
-    def _depthwise(self, place: Padding, channels: int) -> Method:
-        """Sums over the taps, which einsum adds up without a temporary."""
-        (height, width), (kh, kw) = place.out, place.kernel
-        if 1 < self._strides[1] <= kw and self._dilations[1] == 1 and channels < 256:
-            return self._depthwise_phases(place, channels)
-        w = self._kept("depthwise", lambda: np.ascontiguousarray(self._w[:, 0].transpose(1, 2, 0)))
-        tiled = self._strides[1] == 1 and channels < 256 and kh * kw * width * channels <= _SCRATCH
-        if tiled:
-            w = np.ascontiguousarray(np.broadcast_to(w[:, :, None], (kh, kw, width, channels))).reshape(kh, kw, -1)
-
-        rows = max(1, _PART // (width * channels))
-
-        def run(x: Array, y: Array, empty: Empty) -> None:
-            view = place.windows(place.apply(x, empty))
-            if tiled:
-                row, column, high, _, step = view.strides
-                view = as_strided(view, (kh, kw, height, width * channels), (row, column, high, step))
-            for start in range(0, height, rows):
-                part = y[start : start + rows]
-                if tiled:
-                    np.einsum("abhw,abw->hw", view[:, :, start : start + rows], w, out=part.reshape(len(part), -1))
-                else:
-                    np.einsum("abhwc,abc->hwc", view[:, :, start : start + rows], w, out=part)
-                self._finish(part)
-
-        return run
-
-    def _depthwise_phases(self, place: Padding, channels: int) -> Method:
-        """As `_depthwise` where a stride lies between the columns that a tap reads: these are brought together first.
-
-        Each phase has the columns of one remainder by the stride, and the taps that read them.
-        """
-        (height, width), (kh, kw), step = place.out, place.kernel, self._strides[1]
-        w = np.ascontiguousarray(self._w[:, 0].transpose(1, 2, 0))
-        weights = [
-            np.ascontiguousarray(np.broadcast_to(part[:, :, None], (*part.shape[:2], width, channels))).reshape(
-                *part.shape[:2], -1
-            )
-            for part in (w[:, p::step] for p in range(step))
-        ]
-        pitch = width + (kw - 1) // step  # columns of a phase
-        reach = (height - 1) * self._strides[0] + (kh - 1) * self._dilations[0] + 1
-        rows = max(1, _PART // (width * channels))
-
-        def run(x: Array, y: Array, empty: Empty) -> None:
-            phases = place.phases(x, step, (reach, pitch), empty)
-            _, row, column, one = phases.strides
-            high = row * self._strides[0]
-            views = [
-                as_strided(
-                    phase,
-                    (kh, part.shape[1], height, width * channels),
-                    (row * self._dilations[0], column, high, one),
-                    writeable=False,
-                )
-                for phase, part in zip(phases, weights, strict=True)
-            ]
-            other = empty((min(rows, height), width * channels))
-            for start in range(0, height, rows):
-                part = y[start : start + rows].reshape(-1, width * channels)
-                for number, (view, weight) in enumerate(zip(views, weights, strict=True)):
-                    out = other[: len(part)] if number else part
-                    np.einsum("abhw,abw->hw", view[:, :, start : start + rows], weight, out=out)
-                    if number:
-                        np.add(part, out, out=part)
                 self._finish(part)
 
         return run
@@ -258,10 +177,10 @@ class Convolution:
         def run(x: Array, y: Array, empty: Empty) -> None:
             out = y.reshape(-1, group, many).transpose(1, 0, 2)
             if not moves:
-                np.matmul(_matrix(x, empty).reshape(height * width, group, -1).transpose(1, 0, 2), weights, out=out)
+                np.matmul(matrix_of(x, empty).reshape(height * width, group, -1).transpose(1, 0, 2), weights, out=out)
                 self._finish(y)
                 return
-            view = _split(place.windows(place.apply(x, empty)), group)
+            view = split(place.windows(place.apply(x, empty)), group)
             columns = empty((group, height * width, weights.shape[1]))
             columns.reshape(group, height, width, kh, kw, -1)[...] = view.transpose(4, 2, 3, 0, 1, 5)
             np.matmul(columns, weights, out=out)
@@ -277,7 +196,7 @@ class Convolution:
             "windows", lambda: np.ascontiguousarray(self._w.transpose(2, 3, 1, 0).reshape(-1, filters))
         )
         length = weights.shape[0]
-        rows = max(1, min(height, _SCRATCH // (width * length)))
+        rows = max(1, min(height, SCRATCH // (width * length)))
         dense = self._dilations[1] == 1
 
         def run(x: Array, y: Array, empty: Empty) -> None:
@@ -300,11 +219,11 @@ class Convolution:
 
     def _planes(self, place: Padding) -> Method:
         """As `_windows` for few channels: what each tap reads is a row of a matrix, and long runs of memory."""
-        (height, width), (kh, kw) = place.out, place.kernel
-        filters, channels = self._w.shape[:2]
+        (height, width), (_kh, _kw) = place.out, place.kernel
+        filters, _channels = self._w.shape[:2]
         weights = self._kept("planes", lambda: np.ascontiguousarray(self._w.reshape(filters, -1).T))
         length = weights.shape[0]
-        rows = max(1, min(height, _SCRATCH // (width * length)))
+        rows = max(1, min(height, SCRATCH // (width * length)))
 
         def run(x: Array, y: Array, empty: Empty) -> None:
             first = place.apply(x, empty, first=True)
@@ -331,7 +250,7 @@ class Convolution:
             "sliding", lambda: np.ascontiguousarray(self._w.transpose(3, 1, 2, 0).reshape(kw * channels, -1))
         )
         pitch = place.shape[1]
-        rows = max(1, min(height, _SCRATCH // (pitch * kh * filters)))
+        rows = max(1, min(height, SCRATCH // (pitch * kh * filters)))
 
         def run(x: Array, y: Array, empty: Empty) -> None:
             pixels = place.apply(x, empty, slack=2 * kw).reshape(-1, channels)
@@ -379,7 +298,7 @@ class Upsampling:
         y = empty((n, height * kh, width * kw, filters))
         for image, result in zip(last(x), y, strict=True):
             products = empty((height * width, kh * kw * filters))
-            np.matmul(_matrix(image, empty), self._weights, out=products)
+            np.matmul(matrix_of(image, empty), self._weights, out=products)
             spread = products.reshape(height, width, kh, kw * filters).transpose(0, 2, 1, 3)
             target = result.reshape(height, kh, width, kw * filters)
             if self._bias is None:
@@ -387,123 +306,3 @@ class Upsampling:
             else:
                 np.add(spread, self._bias, out=target)
         return y.transpose(0, 3, 1, 2)
-
-
-class Padding:
-    """Where an image lies in its padded form, which windows of a kernel are read from.
-
-    Attributes:
-        out: size of the result.
-        shape: height and width of the padded form.
-        padded: whether that is not the image itself.
-    """
-
-    def __init__(
-        self,
-        size: Sequence[int],
-        pads: Sequence[tuple[int, int]],
-        out: tuple[int, int],
-        kernel: Sequence[int],
-        strides: Sequence[int],
-        dilations: Sequence[int],
-    ) -> None:
-        self.out, self.kernel = out, (kernel[0], kernel[1])
-        self._size, self._strides, self._dilations = tuple(size), strides, dilations
-        self._begin = (pads[0][0], pads[1][0])
-        self.shape = tuple(size[i] + sum(pads[i]) for i in range(2))
-        self.padded = any(p for pair in pads for p in pair)
-
-    def apply(
-        self, x: Array, empty: Empty, *, slack: int = 0, shape: Sequence[int] | None = None, first: bool = False
-    ) -> Array:
-        """The padded form of (H, W, C), dense: the image itself if that is so already, and no more is asked for.
-
-        Args:
-            x: the image.
-            empty: makes memory.
-            slack: pixels that must follow in memory, zeros; the result then is (pixels, C).
-            shape: height and width if these are to be larger than the padding makes them; zeros follow.
-            first: whether memory is to have the channels first; the shape stays.
-        """
-        if first:
-            whole = empty((x.shape[2], *self.shape)).transpose(1, 2, 0)
-            self._fill(x, whole)
-            return whole
-        if not self.padded and not slack and shape is None and x.flags.c_contiguous:
-            return x.reshape(-1).reshape(x.shape)  # with the strides of axes of one element, too
-        height, width = shape or self.shape
-        channels = x.shape[2]
-        flat = empty((height * width + slack, channels))
-        whole = flat[: height * width].reshape(height, width, channels)
-        flat[height * width :] = 0
-        self._fill(x, whole)
-        return flat if slack else whole
-
-    def _fill(self, x: Array, whole: Array) -> None:
-        """Put an image where it belongs in memory for its padded form, or for one with more rows and columns after."""
-        where: list[slice] = []
-        source: list[slice] = []
-        for i in range(2):
-            begin = self._begin[i]
-            stop = min(begin + self._size[i], self.shape[i])
-            where.append(slice(max(begin, 0), max(stop, 0)))
-            source.append(slice(max(-begin, 0), max(stop, 0) - begin))
-        top, left = where
-        whole[: top.start] = 0
-        whole[top.stop :] = 0
-        whole[top, : left.start] = 0
-        whole[top, left.stop :] = 0
-        whole[top, left] = x[source[0], source[1]]
-
-    def phases(self, x: Array, step: int, shape: tuple[int, int], empty: Empty) -> Array:
-        """The padded form as (step, height, width, C): [p, h, w] is its column ``w * step + p``. The shape is its size."""
-        height, width = shape
-        whole = empty((step, height, width, x.shape[2]))
-        top, left = self._begin
-        first, last = max(top, 0), min(top + self._size[0], height)
-        whole[:, :first] = 0
-        whole[:, last:] = 0
-        for p in range(step):
-            begin = max(0, -((p - left) // step))  # the first column that lies in the image
-            end = max(begin, min(width, -((p - left - self._size[1]) // step)))
-            whole[p, first:last, :begin] = 0
-            whole[p, first:last, end:] = 0
-            start = begin * step + p - left
-            stop = start + (end - begin - 1) * step + 1 if end > begin else start
-            whole[p, first:last, begin:end] = x[first - top : last - top, start:stop:step]
-        return whole
-
-    def windows(self, x: Array) -> Array:
-        """View (kh, kw, height, width, C) of what each tap reads from the padded form."""
-        row, column, step = x.strides
-        return as_strided(
-            x,
-            (*self.kernel, *self.out, x.shape[2]),
-            (
-                row * self._dilations[0],
-                column * self._dilations[1],
-                row * self._strides[0],
-                column * self._strides[1],
-                step,
-            ),
-            writeable=False,
-        )
-
-
-def _split(view: Array, group: int) -> Array:
-    """View with the channels, the last axis, split into groups."""
-    share = view.shape[-1] // group
-    step = view.strides[-1]
-    return as_strided(view, (*view.shape[:-1], group, share), (*view.strides[:-1], step * share, step), writeable=False)
-
-
-def _matrix(x: Array, empty: Empty) -> Array:
-    """The pixels of (H, W, C) as the rows of a matrix that BLAS can read: no copy for dense memory of either layout."""
-    if x.flags.c_contiguous:
-        return x.reshape(-1, x.shape[2])
-    first = x.transpose(2, 0, 1)
-    if first.flags.c_contiguous:
-        return first.reshape(x.shape[2], -1).T
-    dense = empty((math.prod(x.shape[:2]), x.shape[2]))
-    dense.reshape(x.shape)[...] = x
-    return dense

@@ -100,10 +100,10 @@ def _resample(x: Array, axis: int, index: Array, weight: Array) -> Array:
         np.add.at(matrix, (np.arange(index.shape[0])[:, None], index), weight.astype(x.dtype))
         before, after = x.shape[:axis], x.shape[axis + 1 :]
         if after and math.prod(after) > 1:
-            y = np.matmul(matrix, x.reshape(math.prod(before), x.shape[axis], -1))
+            product = np.matmul(matrix, x.reshape(math.prod(before), x.shape[axis], -1))
         else:
-            y = np.matmul(x.reshape(-1, x.shape[axis]), matrix.T)
-        return np.asarray(y.reshape(*before, -1, *after))
+            product = np.matmul(x.reshape(-1, x.shape[axis]), matrix.T)
+        return np.asarray(product).reshape(*before, -1, *after)
     weight = weight.astype(x.dtype)
     y: Array | None = None
     for t in range(index.shape[1]):

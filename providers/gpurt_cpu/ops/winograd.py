@@ -16,7 +16,7 @@ from gpurt_cpu.ops.table import Array
 
 if TYPE_CHECKING:
     from gpurt_cpu.memory import Empty
-    from gpurt_cpu.ops.images import Padding
+    from gpurt_cpu.ops.padding import Padding
 
 _SCRATCH: Final = 1 << 19  # elements of the transformed tiles that are worked on at a time
 _ZERO: Final = np.zeros((), np.float32)
