@@ -388,9 +388,23 @@ class DeviceMemory(ABC):
     shares_host: bool = False
     """Whether the device computes in the host's own memory, so that view and wrap take the place of copies."""
 
+    streams_weights: bool = False
+    """Whether weights beyond the arena's limit are copied at each run, rather than run on the next provider."""
+
     @abstractmethod
     def stream(self) -> Any:
         """A new in-order queue."""
+
+    def copy_stream(self) -> Any:
+        """A queue for copies that overlap with the work on another one; without one of its own a further stream."""
+        return self.stream()
+
+    def follow(self, stream: Any, leader: Any) -> None:  # noqa: ARG002 - whatever comes then is late enough
+        """Let what is enqueued on a stream from now on begin after what is on another one by now.
+
+        A device without a way of its own waits for the leader.
+        """
+        self.synchronize(leader)
 
     @abstractmethod
     def write(self, dst: BufferRef, src: np.ndarray, stream: Any) -> Any:

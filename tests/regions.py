@@ -102,6 +102,7 @@ BETWEEN = {  # what stands between two convolutions, by name: it takes 16 channe
     "Resize of axes": lambda n, x: n.add("Resize", x, "", n.constant([2.0, 1.5]), axes=[3, 2]),
     "Resize with a policy": lambda n, x: n.add("Resize", x, "", "", n.constant([20, 18], INT), axes=[2, 3],
                                                keep_aspect_ratio_policy="not_larger"),
+    "ConvTranspose": lambda n, x: n.add("ConvTranspose", x, n.drawn(16, 16, 2, 2), n.drawn(16), strides=[2, 2]),
     "LRN": lambda n, x: n.add("LRN", x, size=5),
     "InstanceNormalization": lambda n, x: n.add("InstanceNormalization", x, n.drawn(16), n.drawn(16)),
     "LpPool": lambda n, x: n.add("LpPool", x, kernel_shape=[2, 2]),

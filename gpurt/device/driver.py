@@ -124,6 +124,14 @@ class PortableDriver(Protocol):
         """A program as build would give it. Raises any exception if the driver does not take the binary."""
 
 
+@runtime_checkable
+class FollowingDriver(Protocol):
+    """Optional for a Driver: queues that wait for one another while the host goes on."""
+
+    def follow(self, stream: Any, leader: Any) -> None:
+        """What is enqueued on a stream from now on begins after what is on the leader by now."""
+
+
 class SharingDriver(Driver, Protocol):
     """What a driver offers besides where DeviceInfo.shares_host is set."""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gpurt import logs
 from gpurt.device.binaries import binaries_for
-from gpurt.device.driver import DeviceInfo, Driver, SharingDriver, TimingDriver
+from gpurt.device.driver import DeviceInfo, Driver, FollowingDriver, SharingDriver, TimingDriver
 from gpurt.device.fusion import groups
 from gpurt.device.handed_on import HANDED_ON
 from gpurt.device.preference import preference
@@ -41,6 +41,8 @@ MEMORY_OPTIONS: Mapping[str, str] = {
     "arena_extend_strategy": "next_power_of_two (default) or same_as_requested",
     "initial_chunk_size_bytes": "bytes of the arena's first region, default 1 MiB",
     "max_power_of_two_extend_bytes": "bytes up to which next_power_of_two doubles, default 1 GiB",
+    "over_budget": "layers (default): what is over memory_limit runs on the next provider; "
+    "stream: its weights are copied at each run, while the layer before computes",
     "share_arena": "True: one arena for all sessions on the device that say so, with the same options",
     "kernel_class": "auto (default: by device), gpu or cpu: which variants of the kernels run",
 }
@@ -77,6 +79,10 @@ class DeviceProvider(Provider, DeviceMemory):
             "max_extend": _nbytes(options, "max_power_of_two_extend_bytes", 1 << 30),
         }
         make = partial(_arena, driver, device, self.info, terms)
+        over = options.get("over_budget", "layers")
+        if over not in ("layers", "stream"):
+            raise InvalidArgument(f"over_budget is {over!r}", provider=self.name, remedy="Use layers or stream")
+        self.streams_weights = over == "stream"
         shared = options.get("share_arena", False)
         if not isinstance(shared, bool):
             raise InvalidArgument(f"share_arena is {shared!r}", provider=self.name, remedy="Give True or False")
@@ -171,6 +177,13 @@ class DeviceProvider(Provider, DeviceMemory):
     def wrap(self, array: np.ndarray) -> BufferRef:
         """See DeviceMemory."""
         return BufferRef(cast("SharingDriver", self.driver).wrap(array), 0, array.nbytes)
+
+    def follow(self, stream: Any, leader: Any) -> None:
+        """See DeviceMemory."""
+        if isinstance(self.driver, FollowingDriver):
+            self.driver.follow(stream, leader)
+        else:
+            super().follow(stream, leader)
 
     def mark(self, stream: Any) -> Callable[[], None]:
         """See DeviceMemory."""

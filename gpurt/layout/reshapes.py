@@ -97,7 +97,7 @@ def _spatial(node: ir.Node, x: ir.Value) -> Turn | None:
 @rule("DepthToSpace", "SpaceToDepth")
 def blocks(node: ir.Node) -> Turn | None:
     x, b = node.inputs[0], facts.attr(node, "blocksize")
-    dims = _tokens(x)
+    dims = tokens(x)
     if x is None or rank_of(x) != 4 or dims is None or not isinstance(dims[1], int):
         return None
     n, c, h, w = dims
@@ -105,12 +105,12 @@ def blocks(node: ir.Node) -> Turn | None:
         if not isinstance(h, int) or not isinstance(w, int):
             return None
         ins: Groups = ([0], [1], [2, 3], [4, 5])
-        return _rearranged(x, [n, c, h // b, b, w // b, b], ins, ([0], [3, 5, 1], [2], [4]))
+        return rearranged(Data(x), [n, c, h // b, b, w // b, b], ins, ([0], [3, 5, 1], [2], [4]))
     depth = c // (b * b)
     ins = ([0], [1, 2, 3], [4], [5])
     if facts.attr(node, "mode", "DCR") == "DCR":
-        return _rearranged(x, [n, b, b, depth, h, w], ins, ([0], [3], [4, 1], [5, 2]))
-    return _rearranged(x, [n, depth, b, b, h, w], ins, ([0], [1], [4, 2], [5, 3]))
+        return rearranged(Data(x), [n, b, b, depth, h, w], ins, ([0], [3], [4, 1], [5, 2]))
+    return rearranged(Data(x), [n, depth, b, b, h, w], ins, ([0], [1], [4, 2], [5, 3]))
 
 
 def _shuffled(last: ir.Node) -> Turn | None:
@@ -120,7 +120,7 @@ def _shuffled(last: ir.Node) -> Turn | None:
     if middle is None or first is None:
         return None
     x = first.inputs[0]
-    ins, outs = _tokens(x), _tokens(last.outputs[0])
+    ins, outs = tokens(x), tokens(last.outputs[0])
     if x is None or ins is None or outs is None or not rank_of(x) or len(outs) < 3:
         return None
     parts = _parts(first, ins)
@@ -132,7 +132,7 @@ def _shuffled(last: ir.Node) -> Turn | None:
     if permuted is None:
         return None
     out_groups = [[perm[i] for i in group] for group in permuted]
-    found = _rearranged(x, parts, in_groups, out_groups)
+    found = rearranged(Data(x), parts, in_groups, out_groups)
     return None if found is None else Turn(found.steps, absorbed=(first, middle))
 
 
@@ -147,7 +147,7 @@ def _only_maker(node: ir.Node, op_type: str) -> ir.Node | None:
 Token = int | str | tuple[str, int]
 
 
-def _tokens(value: ir.Value | None) -> list[Token] | None:
+def tokens(value: ir.Value | None) -> list[Token] | None:
     """Sizes of a value; what is not known has a name of its own."""
     found = facts.symbols(value)
     return None if found is None else [("?", i) if d is None else d for i, d in enumerate(found)]
@@ -208,7 +208,9 @@ def _grouped(whole: Sequence[Token], parts: Sequence[Token]) -> list[list[int]] 
     return groups if at == len(parts) else None
 
 
-def _rearranged(x: ir.Value, parts: Sequence[Token], in_groups: Groups, out_groups: Groups) -> Turn | None:
+def rearranged(
+    x: Data | Made, parts: Sequence[Token], in_groups: Groups, out_groups: Groups, first: Sequence[Step] = ()
+) -> Turn | None:
     """Split the axes of a turned value into parts, permute these and join them to the axes of a turned result.
 
     Args:
@@ -216,17 +218,18 @@ def _rearranged(x: ir.Value, parts: Sequence[Token], in_groups: Groups, out_grou
         parts: their sizes.
         in_groups: for each axis of x, in the model's layout, its parts in order.
         out_groups: the same for the result.
+        first: steps that come before.
     """
     before = [in_groups[a] for a in to_last(len(in_groups))]
     after = [out_groups[a] for a in to_last(len(out_groups))]
     split, joined = [p for g in before for p in g], [p for g in after for p in g]
     sizes = _target([[p] for p in split], before, parts)
-    steps: list[Step] = [Step("Reshape", [Data(x), np.array(sizes, _I64)], rank=len(parts))]
+    steps = [*first, Step("Reshape", [x, np.array(sizes, _I64)], rank=len(parts))]
     if sizes.count(-1) > 1:
         return None
     perm = [split.index(p) for p in joined]
     if perm != sorted(perm):
-        steps.append(Step("Transpose", [Made(0)], {"perm": perm}, rank=len(parts)))
+        steps.append(Step("Transpose", [Made(len(first))], {"perm": perm}, rank=len(parts)))
     source, sizes = len(steps) - 1, _target(after, [[p] for p in joined], parts)
     target: Operand = np.array(sizes, _I64)
     if sizes.count(-1) > 1:
@@ -249,7 +252,7 @@ def _target(groups: Groups, given: Groups, parts: Sequence[Token]) -> list[int]:
     return found
 
 
-def _computed(x: ir.Value, before: Groups, after: Groups, parts: Sequence[Token], first: int) -> list[Step] | None:
+def _computed(x: Data | Made, before: Groups, after: Groups, parts: Sequence[Token], first: int) -> list[Step] | None:
     """Steps that compute the sizes of the result from those of x, where each has at most one that is not known."""
     picks, factors, offsets = [], [], []
     for group in after:
@@ -264,7 +267,7 @@ def _computed(x: ir.Value, before: Groups, after: Groups, parts: Sequence[Token]
         offsets.append(0 if open_ else known)
     arrays = [np.array(a, _I64) for a in (picks, factors, offsets)]
     return [
-        Step("Shape", [Data(x)], rank=1, dtype=_I64, host=True),
+        Step("Shape", [x], rank=1, dtype=_I64, host=True),
         Step("Gather", [Made(first), arrays[0]], {"axis": 0}, rank=1, dtype=_I64, host=True),
         Step("Mul", [Made(first + 1), arrays[1]], rank=1, dtype=_I64, host=True),
         Step("Add", [Made(first + 2), arrays[2]], rank=1, dtype=_I64, host=True),

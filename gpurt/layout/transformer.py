@@ -18,6 +18,7 @@ from gpurt.layout.rewrite import Rewriter
 from gpurt.layout.turn import Data, Made, Operand, Turn, rank_of, turn_of
 from gpurt.loader import Names, Views
 from gpurt.optimizer import facts
+from gpurt.optimizer.symbols import name_outputs
 from gpurt.options import GraphOptimizationLevel
 from gpurt.partitioner.cost import work
 from gpurt.partitioner.decide import estimate
@@ -62,10 +63,15 @@ def channels_last(
             run so, and of those among them that stay as they are), ``transposes`` that were put in and ``bytes`` that
             they move (estimated), ``cancelled`` Transposes of the model. Why nodes were kept is in ``misses``.
     """
+    if all(type(p).channels_last is Provider.channels_last for p in providers):
+        return
+    graphs = list(facts.all_graphs(model.graph))
+    for graph in graphs:
+        _tell_ranks(graph)
     views = Views()
     view = views.graph(model.graph)
     grouped = {name for _, members in groups for name in members}
-    sites = _sites(model, providers, owners, grouped, views)
+    sites = [_Site(graph, providers, owners, grouped, views) for graph in graphs]
     if not any(site.preferred for site in sites):
         return
     sized = estimate(view, providers, shapes)
@@ -78,13 +84,14 @@ def channels_last(
         decisions.applied.append({"name": NAME, "kind": "provider", "level": int(LEVEL), "changes": changes})
 
 
-def _sites(
-    model: ir.Model, providers: Sequence[Provider], owners: Mapping[str, int], grouped: set[str], views: Views
-) -> list[_Site]:
-    hooks = [type(p).channels_last is not Provider.channels_last for p in providers]
-    if not any(hooks):
-        return []
-    return [_Site(graph, providers, owners, grouped, views) for graph in facts.all_graphs(model.graph)]
+def _tell_ranks(graph: ir.Graph) -> None:
+    """Ranks that follow from a convolution's weights: what a loop carries is often of a shape that nobody has said."""
+    for node in graph:
+        rank = facts.rank(node.inputs[1]) if node.op_type in ("Conv", "ConvTranspose") and not node.domain else None
+        for value in (node.inputs[0], node.outputs[0]) if rank is not None else ():
+            if value is not None and value.shape is None:
+                value.shape = ir.Shape([None] * rank)  # type: ignore[operator]
+        name_outputs(node)
 
 
 class _Site:
@@ -113,6 +120,10 @@ class _Site:
         preferring = {owners[n.name or ""] for n in self.preferred}
         turns = self._turns(preferring)
         refused = self._refused(turns)
+        others = {n: other for n in refused if (other := turns[n].instead) is not None}
+        turns |= others
+        again = self._refused(others)
+        refused = {n: why for n, why in refused.items() if n not in others or n in again}
         turns = {n: t for n, t in turns.items() if n not in refused}
         taken = {inner for t in turns.values() for inner in t.absorbed}
         turns = {n: t for n, t in turns.items() if n not in taken}
@@ -253,5 +264,5 @@ def sentence(entry: Mapping[str, Any]) -> str:
     kept = f", {entry['kept']} kept" if entry["kept"] else ""
     return (
         f"{entry['device']}: {entry['turned']} nodes have channels last ({entry['preferred']} preferred it{kept}); "
-        f"{entry['transposes']} Transposes of {entry['bytes']} bytes, {entry['cancelled']} cancelled"
+        f"transposes put in: {entry['transposes']}, of {entry['bytes']} bytes; cancelled: {entry['cancelled']}"
     )

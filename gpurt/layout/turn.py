@@ -69,6 +69,7 @@ class Turn:
         exit: its outputs are in the model's own layout all the same.
         absorbed: nodes before it that the steps stand for as well, and that nobody else reads.
         fixes: constants of other nodes that change with it: the node, the input's position, and the new content.
+        instead: another way, for a provider that has no kernel for this one.
         shapes: it looks at nothing but its input's shape, whoever runs it.
     """
 
@@ -76,6 +77,7 @@ class Turn:
     exit: bool = False
     absorbed: Sequence[ir.Node] = ()
     fixes: Sequence[tuple[ir.Node, int, Callable[[], np.ndarray]]] = ()
+    instead: Turn | None = None
     shapes: bool = False
 
 

@@ -16,7 +16,9 @@ from gpurt.optimizer.cse import CommonSubexpressionElimination, ConstantSharing
 from gpurt.optimizer.dead import DeadCode
 from gpurt.optimizer.fold import ConstantBranches, ConstantFolding, StaticShapes
 from gpurt.optimizer.inference import ShapeInference
+from gpurt.optimizer.loops import LoopInvariants
 from gpurt.optimizer.owner import Owners
+from gpurt.optimizer.recurrent import RecurrentLoopFusion
 from gpurt.optimizer.rewrite import RewriteRule, RuleSet
 from gpurt.optimizer.rules import all_rules
 from gpurt.optimizer.shapes import ShapeArithmetic
@@ -44,6 +46,7 @@ def transformers(
     """
     # Fresh ones each time: folding counts what it has spent.
     own: list[Any] = [StaticShapes(), ShapeArithmetic(), ConstantFolding(), ConstantBranches()]
+    own += [LoopInvariants(), RecurrentLoopFusion()]
     own += all_rules()
     added = [*(_plugins() if plugins else ()), *(made for item in extra for made in instances(item))]
     rules = [t for t in (*own, *added) if isinstance(t, RewriteRule)]

@@ -43,7 +43,7 @@ class Resident:
 
 
 def overflow(
-    nodes: Sequence[NodeView], values: Sequence[Value], resident: Resident, limit: int
+    nodes: Sequence[NodeView], values: Sequence[Value], resident: Resident, limit: int, *, streamed: bool = False
 ) -> tuple[list[str], int]:
     """Names of the last of a device's nodes, from where on weights and values together pass a limit.
 
@@ -52,6 +52,7 @@ def overflow(
         values: of the whole model.
         resident: the bytes.
         limit: in bytes.
+        streamed: whether weights need to be there only while their node runs.
 
     Returns:
         The names, none if all fit; and the bytes that all nodes would need.
@@ -73,12 +74,15 @@ def overflow(
     peak = 0.0
     late: list[str] = []
     for i, node in enumerate(nodes):
+        if streamed:
+            held, weights = {}, 0
         for name, nbytes in resident.weights(node).items():
             if name not in held:
                 held[name] = nbytes
                 weights += nbytes
         alive += sum(start.get(i, ()))
-        peak = max(peak, _ROOM * alive + resident.workspace(node))
+        now = _ROOM * alive + resident.workspace(node)
+        peak = now if streamed else max(peak, now)
         alive -= sum(end.get(i, ()))
         if weights + peak > limit:
             late.append(node.name)

@@ -196,7 +196,8 @@ class Placement:
             if not limit:
                 continue
             mine = [n for n in self._order if owners[n.name] == position]
-            late, needed = overflow(mine, self._values, Resident(self._estimate), limit)
+            streamed = isinstance(provider, DeviceMemory) and provider.streams_weights
+            late, needed = overflow(mine, self._values, Resident(self._estimate), limit, streamed=streamed)
             for name in late:
                 found.add((name, position))
                 self._reasons.setdefault(name, {})[provider.device] = (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpurt.plan.replay import Op
-from gpurt.plan.steps import CopyStep, Draft, HostStep, ReadStep, StoreStep, ViewStep, WriteStep
+from gpurt.plan.steps import CopyStep, Draft, HostStep, ReadStep, StoreStep, ViewStep, WeightStep, WriteStep
 from gpurt.plan.values import Held, Run, aligned_empty
 from gpurt.provider import BufferRef, ContinuingUnit, DeviceMemory
 from gpurt.spec import Spec
@@ -141,6 +141,30 @@ def _root(array: np.ndarray) -> np.ndarray:
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array
+
+
+def load(step: WeightStep, ref: BufferRef) -> Op:
+    """Copy a constant on the queue for copies, into memory that steps before this one have used."""
+    array, space = np.ascontiguousarray(step.array), step.slot.space
+
+    def op(run: Run, _: list[Any]) -> None:
+        memory, copies, work = run.memory(space), run.copies(space), run.stream(space)
+        if copies is not work:
+            memory.follow(copies, work)
+        run.keep(memory.write(ref, array, copies))
+
+    return op
+
+
+def await_copies(space: int) -> Op:
+    """What is enqueued from now on comes after the copies that are."""
+
+    def op(run: Run, _: list[Any]) -> None:
+        copies, work = run.copies(space), run.stream(space)
+        if copies is not work:
+            run.memory(space).follow(work, copies)
+
+    return op
 
 
 def synchronize(space: int) -> Op:

@@ -12,6 +12,7 @@ from gpurt.plan.destination import Destination
 from gpurt.plan.sizes import Sizing
 from gpurt.plan.state import Constants, PlanState
 from gpurt.plan.steps import DeviceStep, Draft, Slot, StoreStep
+from gpurt.plan.streaming import Streamed, stream_weights
 from gpurt.plan.values import Held, Run
 from gpurt.provider import DeviceMemory
 
@@ -27,6 +28,12 @@ class Plan:
         self._sizing = sizing
         if sizing is None:  # else it was done while sizes could still leave guards
             merge_in_place(draft)
+        self.streamed: dict[int, Streamed] = {}
+        for space, memory in enumerate(memories):
+            if sizing is None and memory is not None and memory.streams_weights:
+                found = stream_weights(draft, space, memory)
+                if found is not None:
+                    self.streamed[space] = found
         self._places: dict[Slot, tuple[int, int]] = {}
         self.blocks: dict[int, Sequence[int]] = {}
         self.lower_bounds: dict[int, int] = {}
@@ -89,6 +96,8 @@ class Plan:
         with self._lock:
             self._pool, idle = self._pool[:keep], self._pool[keep:]
             self._states -= len(idle)
+            if self.streamed and not self._states and not self._retired:
+                self._constants.clear()  # others may need the room; the next state takes them anew
         for state in idle:
             state.close()
 

@@ -163,7 +163,8 @@ class GraphRunner:
                 return builder.build(position, targets)
 
             # Memory from outside is copied by sizes that a plan fixes: such plans serve one size.
-            if not destinations and self._template(position, signature, known, walk):
+            streams = any(m is not None and m.streams_weights for m in self._site.memories)
+            if not destinations and not streams and self._template(position, signature, known, walk):
                 served = self._served(position, signature)
                 if served is not None:
                     return served

@@ -13,7 +13,19 @@ from gpurt.plan import ops
 from gpurt.plan.destination import Destination
 from gpurt.plan.replay import BoundStep, Op, Variant, plain
 from gpurt.plan.sizes import Sizing
-from gpurt.plan.steps import CopyStep, DeviceStep, Draft, HostStep, ReadStep, Slot, StoreStep, ViewStep, WriteStep
+from gpurt.plan.steps import (
+    AwaitStep,
+    CopyStep,
+    DeviceStep,
+    Draft,
+    HostStep,
+    ReadStep,
+    Slot,
+    StoreStep,
+    ViewStep,
+    WeightStep,
+    WriteStep,
+)
 from gpurt.plan.values import DeviceTensor, Held, Lease, Run
 from gpurt.provider import Bound, BufferRef, DeviceMemory
 from gpurt.spec import SizedSpec, Spec
@@ -65,6 +77,11 @@ class PlanState:
             for name, slot in draft.targets.items():
                 self._foreign[name, slot.space, True] = []
                 self._current[name, slot.space, True] = self._outside((name, slot.space, True), run, env, destinations)
+            # Constants first: beside them the arena takes no more than is needed where a limit is near.
+            for step in draft.steps:
+                for slot in step.slots if isinstance(step, DeviceStep) else ():
+                    if slot.bound is not None:
+                        self._ref(slot, run, env)
             self._take(blocks, run)
             self._steps = self._bind(run, env)
             self._ops = plain(self._steps)
@@ -167,6 +184,10 @@ class PlanState:
             elif isinstance(step, ReadStep):
                 self._note_foreign(step.slot)
                 steps.append((step, ops.read(step, partial(ref, step.slot), self._concrete)))
+            elif isinstance(step, WeightStep):
+                steps.append((step, ops.load(step, self._ref(step.slot, run, env))))
+            elif isinstance(step, AwaitStep):
+                steps.append((step, ops.await_copies(step.space)))
             else:
                 steps.append((step, ops.synchronize(step.space)))
         return steps

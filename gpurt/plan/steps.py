@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from gpurt.provider import DeviceUnit, HostUnit, UnitPlan
 from gpurt.spec import Spec
 
@@ -110,13 +112,31 @@ class CopyStep:
 
 
 @dataclass(slots=True)
+class WeightStep:
+    """Copy a constant into a slot on the space's queue for copies, once what is enqueued on it by now is done."""
+
+    array: np.ndarray
+    slot: Slot
+    value: str = "a weight"
+
+
+@dataclass(slots=True)
+class AwaitStep:
+    """Let what is enqueued on a space from now on wait for its copies so far; the host does not wait."""
+
+    space: int
+
+
+@dataclass(slots=True)
 class SyncStep:
     """Wait for the queue of a space."""
 
     space: int
 
 
-Step = HostStep | DeviceStep | WriteStep | ReadStep | ViewStep | StoreStep | CopyStep | SyncStep
+Step = (
+    HostStep | DeviceStep | WriteStep | ReadStep | ViewStep | StoreStep | CopyStep | WeightStep | AwaitStep | SyncStep
+)
 
 
 @dataclass(slots=True)

@@ -128,6 +128,15 @@ class TracedMemory:
         timer = self._timers[self._space]
         return self._memory.stream() if timer is None else timer.stream
 
+    def copy_stream(self) -> Any:
+        """The queue of a timer of its own; an ordinary one where the device has no timer."""
+        if -self._space not in self._timers:
+            timer = self._timers[-self._space] = self._memory.timer()
+            if timer is not None:
+                timer.align()
+        timer = self._timers[-self._space]
+        return self._memory.copy_stream() if timer is None else timer.stream
+
     def write(self, dst: BufferRef, src: np.ndarray, stream: Any) -> Any:
         """See DeviceMemory."""
         return self._copy("MemcpyFromHost", src.nbytes, lambda queue: self._memory.write(dst, src, queue), stream)
@@ -148,7 +157,10 @@ class TracedMemory:
         self._trace.settle(least=TOKENS)
 
     def _copy(self, name: str, nbytes: int, work: Launch, stream: Any) -> Any:
-        timer, trace = self.timer_in_use, self._trace
+        timer, trace, lane = self.timer_in_use, self._trace, "copies"
+        beside = self._timers.get(-self._space)
+        if beside is not None and stream is beside.stream:
+            timer, lane = beside, "copy queue"
         args = {
             "op_name": name,
             "provider": ort_name(self.device),
@@ -171,7 +183,7 @@ class TracedMemory:
             token = timer.time(keeping)
         trace.host("Session", name, start, args)
         if timer is not None and token is not None:
-            trace.device(self._space, "copies", name, timer, token, args)
+            trace.device(self._space, lane, name, timer, token, args)
         return kept
 
 

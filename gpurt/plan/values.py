@@ -102,6 +102,13 @@ class Run:
             stream = self._streams[space] = self.memory(space).stream()
         return stream
 
+    def copies(self, space: int) -> Any:
+        """This run's queue for copies to a space that overlap with its work."""
+        stream = self._streams.get(-space)
+        if stream is None:
+            stream = self._streams[-space] = self.memory(space).copy_stream()
+        return stream
+
     def synchronize(self, space: int) -> None:
         """Wait for this run's queue on a space."""
         if space in self._streams:
@@ -174,8 +181,8 @@ class Run:
         self._drain()
 
     def _wait(self) -> None:
-        for space in list(self._streams):
-            self.synchronize(space)
+        for space, stream in list(self._streams.items()):
+            self.memory(abs(space)).synchronize(stream)
         self._keep.clear()
 
     def _drain(self) -> None:

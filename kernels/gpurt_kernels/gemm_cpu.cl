@@ -8,7 +8,8 @@
         have rows wider than the output's, so some columns are computed for nothing and not stored.
    With EXACT the elements are small integers and so is the result: EXACT products at most add up in floats without
    rounding, then the sums move on into integers. Floats are the faster way, as CPUs multiply them in one instruction.
-   An unaligned load through a packed struct is one instruction, where vload16 is a call on PoCL. */
+   An unaligned load through a packed struct is one instruction, where vload16 is a call on PoCL. AHEAD: B is read once, so
+   memory bounds the time, and its floats so much further on are asked for early. */
 struct __attribute__((packed)) unaligned {
   float16 v;
 };
@@ -127,7 +128,12 @@ KFN(1, 1, 1) gemm_cpu(
       const i64 at = B_AT(k);
       float16 v[NV];
 #pragma unroll
-      for (i32 j = 0; j < NV; j++) v[j] = LOAD16(columns[j] + at);
+      for (i32 j = 0; j < NV; j++) {
+#if defined(AHEAD) && defined(__clang__)
+        __builtin_prefetch((const void *)(size_t)(columns[j] + at + AHEAD));
+#endif
+        v[j] = LOAD16(columns[j] + at);
+      }
 #pragma unroll
       for (i32 i = 0; i < MR; i++) {
         const float x = p[row[i]];

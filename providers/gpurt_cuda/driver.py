@@ -168,6 +168,13 @@ class CudaDriver:
         wait: Callable[[], None] = event.synchronize
         return wait
 
+    def follow(self, stream: CudaStream, leader: CudaStream) -> None:
+        """See FollowingDriver."""
+        with self.device:
+            event = cupy.cuda.Event(disable_timing=True)
+            event.record(leader.cupy)
+            stream.cupy.wait_event(event)
+
     def timer(self) -> Any:
         """A stream whose work is timed."""
         from gpurt_cuda.timer import CudaTimer

@@ -177,6 +177,12 @@ class OpenCLDriver:
         wait: Callable[[], None] = cl.enqueue_marker(stream).wait
         return wait
 
+    def follow(self, stream: cl.CommandQueue, leader: cl.CommandQueue) -> None:
+        """See FollowingDriver."""
+        done = cl.enqueue_marker(leader)
+        leader.flush()  # else the one may wait for what the driver holds back of the other
+        cl.enqueue_barrier(stream, wait_for=[done])
+
     def timer(self) -> OpenCLTimer:
         """A queue whose work is timed."""
         return OpenCLTimer(self.context, self.device)

@@ -11,6 +11,7 @@ from regions import BETWEEN, DYNAMIC, Net
 
 import gpurt
 from gpurt.device.provider import DeviceProvider
+from gpurt.graph.channels_last import DOMAIN
 from gpurt.graph.view import NodeView
 
 pytestmark = pytest.mark.parametrize("provider", ["cpu"], indirect=True)  # the class that has the kernels
@@ -58,3 +59,13 @@ def test_open_sizes(provider: DeviceProvider, what: str) -> None:
     net = Net("n", 3, "h", "w")
     model = net.model(DYNAMIC[what](net))
     same(model, *(net.feed(*shape) for shape in [(1, 3, 16, 16), (3, 3, 10, 12), (1, 3, 9, 17), (1, 3, 16, 16)]))
+
+
+def test_what_the_device_refuses_when_it_plans_runs_on_the_host_with_channels_last(provider: DeviceProvider) -> None:
+    net = Net(8, 8, 3, 3)
+    filters = net.add("Sigmoid", "x")  # computed, so that nothing can be packed
+    told = same(net.model(net.add("Relu", net.add("Conv", net.conv("x", 8, 8), filters))), net.feed())
+    moved = [n for n in told["nodes"] if n["op_type"] == "Conv" and n["provider"] == "cpu"]
+    assert [(n["domain"], list(n["refused"].values())) for n in moved] == [
+        (DOMAIN, ["Conv with channels last and filters that are computed"])
+    ]

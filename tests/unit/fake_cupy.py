@@ -175,6 +175,9 @@ class FakeCuda:
             def __exit__(self, *_: object) -> None:
                 fake.local.streams.pop()
 
+            def wait_event(self, event: Any) -> None:
+                fake.queues[self.ptr].append(lambda: event.synchronize() or True)
+
             def synchronize(self) -> None:
                 while fake.queues[self.ptr]:
                     fake.step(self.ptr)

@@ -64,18 +64,22 @@ def model_of(
 
 
 class Writer:
-    """Writes nodes as an exporter does: ``w.Relu("x")`` returns the name of the result; arrays become constants."""
+    """Writes nodes as an exporter does: ``w.Relu("x")`` returns the name of the result; arrays become constants.
 
-    def __init__(self) -> None:
+    The names of a body begin with a prefix of their own.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, np.ndarray] = {}
 
     def __getattr__(self, op_type: str) -> Any:
         def call(*inputs: Any, _out: str | None = None, _outputs: int = 1, _domain: str = "", **attrs: Any) -> Any:
             number = len(self.nodes)
-            outs = [f"v{number}_{i}" for i in range(_outputs)] if _out is None else [_out]
+            outs = [f"{self._prefix}v{number}_{i}" for i in range(_outputs)] if _out is None else [_out]
             read = [v if isinstance(v, str) else self.constant(v) for v in inputs]
-            self.nodes.append(n(op_type, read, outs, f"{op_type}_{number}", domain=_domain, **attrs))
+            self.nodes.append(n(op_type, read, outs, f"{self._prefix}{op_type}_{number}", domain=_domain, **attrs))
             return outs[0] if len(outs) == 1 else outs
 
         return call
@@ -85,7 +89,7 @@ class Writer:
         array = np.asarray(content)
         if not isinstance(content, np.ndarray):
             array = array.astype({"i": np.int64, "f": np.float32, "b": np.bool_}[array.dtype.kind])
-        name = f"c{len(self.constants)}"
+        name = f"{self._prefix}c{len(self.constants)}"
         self.constants[name] = array
         return name
 

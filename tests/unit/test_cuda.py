@@ -372,3 +372,13 @@ def _kernels(cuda: Any, node: Any) -> list[str]:
     graph = GraphView((node,), tuple(v for v in node.inputs if v), tuple(v for v in node.outputs if v))
     (unit,) = cuda.compile(graph)
     return list(unit.plan([Spec(v.dtype, v.shape) for v in node.inputs]).kernels)
+
+
+def test_a_stream_follows_what_is_on_another_one_by_now(fake: FakeCuda, driver: Any) -> None:
+    leader, stream, done = driver.stream(), driver.stream(), []
+    fake.queues[leader.ptr].append(lambda: done.append("before"))
+    driver.follow(stream, leader)
+    fake.queues[leader.ptr].append(lambda: done.append("after"))
+    fake.queues[stream.ptr].append(lambda: done.append("follower"))
+    driver.synchronize(stream)
+    assert done == ["before", "follower"]

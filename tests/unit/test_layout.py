@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from laying_out import CONV, LastProvider, check
+from laying_out import CONV, LastProvider, check, laid_out, same_values
 from regions import BETWEEN, DYNAMIC, INT, Net
 
 from gpurt import registry
@@ -99,6 +99,35 @@ def test_dense_blocks_with_normalization_before_the_convolution():
         x, channels = net.add("Concat", x, y, axis=1), channels + 8
     found = check(net, x, transposes=2)
     assert found.count("BatchNormalization") == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8, 8), ("n", 8, "h", "w"), (2, 8, 20)], ids=str)
+def test_transposed_convolutions_are_products_where_windows_do_not_meet(shape):
+    class Without(LastProvider):
+        lacks = frozenset({f"{DOMAIN}.ConvTranspose"})
+
+    registry.register(Without)
+    net, count = Net(*shape), len(shape) - 2
+    kernel = [2, 3][:count]
+    for biased in (False, True):
+        x = net.conv("x", 8, 16)
+        y = net.add("ConvTranspose", x, net.drawn(16, 8, *kernel), *[net.drawn(8)] * biased, strides=kernel)
+        model = net.model(net.conv(y, 8, 8))
+        same_values(model, *(net.feed(*s) for s in ([(1, 8, 8, 8), (3, 8, 4, 6)] if "n" in shape else [shape])))
+        found = laid_out(model, Without)
+        assert (found.transposes, found.count("ConvTranspose"), found.count(CONV)) == (2, 0, 3)
+
+
+def test_other_transposed_convolutions_are_a_border():
+    class Without(LastProvider):
+        lacks = frozenset({f"{DOMAIN}.ConvTranspose"})
+
+    for attrs in ({"strides": [1, 1]}, {"strides": [2, 2], "output_padding": [1, 0]}, {"strides": [2, 2], "group": 2}):
+        net = Net(1, 8, 8, 8)
+        filters = net.drawn(16, 8 // attrs.get("group", 1), 2, 2)
+        y = net.add("ConvTranspose", net.conv("x", 8, 16), filters, **attrs)
+        found = laid_out(net.model(net.conv(y, 8, 8)), Without)
+        assert (found.transposes, found.count("ConvTranspose")) == (4, 1)
 
 
 @pytest.mark.parametrize("mode", ["DCR", "CRD"])

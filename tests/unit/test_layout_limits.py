@@ -16,6 +16,7 @@ from regions import F32, INT, Net
 import gpurt
 from gpurt import registry
 from gpurt.graph.channels_last import DOMAIN
+from gpurt.provider import Capability
 
 
 @pytest.fixture(autouse=True)
@@ -173,6 +174,32 @@ def test_what_a_body_reads_of_a_region_keeps_its_layout():
     )  # fmt: skip
     y = net.add("Loop", net.constant(3, INT), "", "x", body=body)
     check(net, y, net.add("Relu", x), transposes=2)
+
+
+def test_what_a_loop_makes_has_the_rank_that_a_convolution_needs():
+    net = Net(1, 16, 16, 16)
+    body = onnx.helper.make_graph(
+        [onnx.helper.make_node("Neg", ["s"], ["t"]), onnx.helper.make_node("Identity", ["c"], ["d"])], "body",
+        [onnx.helper.make_tensor_value_info("i", TensorProto.INT64, []),
+         onnx.helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+         onnx.helper.make_tensor_value_info("s", F32, None)],
+        [onnx.helper.make_tensor_value_info("d", TensorProto.BOOL, []),
+         onnx.helper.make_tensor_value_info("t", F32, None)],
+    )  # fmt: skip
+    y = net.add("Loop", net.constant(3, INT), "", "x", body=body)
+    check(net, net.block(net.block(y, 16), 16), transposes=2)
+
+
+def test_nodes_of_a_claim_of_several_stay():
+    class Grouping(LastProvider):
+        def get_capability(self, graph):
+            answer = super().get_capability(graph)
+            names = tuple(n.name for n in graph.nodes if n.op_type in ("Conv", "Relu") and not n.domain)
+            rest = [c for c in answer.claims if c[0] not in names]
+            return Capability([names, *rest] if names else rest, answer.refused)
+
+    net = Net(1, 16, 32, 32)
+    kept(net, net.block("x", 16), provider=Grouping)
 
 
 def test_explain_and_dry_run_tell_of_it():

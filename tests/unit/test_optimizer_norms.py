@@ -59,3 +59,43 @@ def test_an_instance_normalization_of_another_shape_stays():
     assert "InstanceNormalization" in ops
     assert any("do not divide" in m.reason for m in report.misses if m.rule == "GroupNormFusion")
     same_values(model, image(4, 4))
+
+
+def embeddings(*, segments: bool = True, places: str = "positions") -> Writer:
+    """BERT's embeddings of transformers: words, segments, positions, and a LayerNormalization."""
+    w = Writer()
+    total = w.Gather(w.weight(20, 8), "ids")
+    if segments:
+        total = w.Add(total, w.Gather(w.weight(2, 8), "kinds"))
+    length = w.Gather(w.Shape("ids"), np.array(1), axis=0)
+    positions = w.Slice(np.arange(16)[None], [0], w.Unsqueeze(length, [0]), [1]) if places == "positions" else places
+    w.LayerNormalization(w.Add(total, w.Gather(w.weight(16, 8), positions)), w.weight(8), w.weight(8), _out="y")
+    return w
+
+
+IDS = {k: (TensorProto.INT64, ["batch", "length"]) for k in ("ids", "kinds")}
+
+
+def tokens(length: int = 5) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {"ids": rng.integers(0, 20, (2, length)), "kinds": rng.integers(0, 2, (2, length))}
+
+
+@pytest.mark.parametrize("segments", [True, False])
+def test_embeddings_with_their_normalization(segments):
+    inputs = IDS if segments else {"ids": IDS["ids"]}
+    model = embeddings(segments=segments).model(inputs)
+    ops, _, _ = optimized(model)
+    assert ops.count("EmbedLayerNormalization") == 1
+    assert not {"Gather", "Add", "LayerNormalization"} & set(ops) - {"Gather"}
+    assert "LayerNormalization" in optimized(model, disabled=["EmbedLayerNormFusion"])[0]
+    for length in (5, 1):
+        same_values(model, {k: v for k, v in tokens(length).items() if k in inputs})
+
+
+def test_positions_of_another_length_stay():
+    model = embeddings(places="places").model({**IDS, "places": (TensorProto.INT64, [1, "other"])})
+    ops, report, _ = optimized(model)
+    assert "EmbedLayerNormalization" not in ops
+    assert any("the same shape" in m.reason for m in report.misses if m.rule == "EmbedLayerNormFusion")
+    same_values(model, {**tokens(), "places": np.array([[3]])})

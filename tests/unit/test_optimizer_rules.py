@@ -191,9 +191,9 @@ GELU = {"h": one(0.5), "p": one(3), "c": one(0.044715), "s": one(0.7978845608028
 MEAN = {"a": i64(-1), "two": one(2), "e": one(1e-5)}
 
 
-def normed(kind: str, root: str = "Div") -> list:
+def normed(kind: str, root: str = "Div", of: str = "x") -> list:
     """LayerNormalization or RMSNormalization of x as torch's script exporter writes it, into u."""
-    x, center = ("x", []) if kind == "RMS" else ("d", [n("ReduceMean", ["x", "a"], ["m"]), n("Sub", ["x", "m"], ["d"])])
+    x, center = (of, []) if kind == "RMS" else ("d", [n("ReduceMean", ["x", "a"], ["m"]), n("Sub", ["x", "m"], ["d"])])
     power = n("Pow", [x, "two"], ["p"]) if root != "Reciprocal" else n("Mul", [x, x], ["p"])
     last = [n("Div", [x, "t"], ["u"])] if root == "Div" else [n("Reciprocal", ["t"], ["v"]), n("Mul", [x, "v"], ["u"])]
     return [*center, power, n("ReduceMean", ["p", "a"], ["q"], "mean"), n("Add", ["q", "e"], ["r"]),
@@ -244,6 +244,8 @@ FIRES += [
     ("SimplifiedLayerNormFusion", [*normed("RMS"), n("Neg", ["u"], ["y"])], M, MEAN, ["RMSNormalization", "Neg"]),
     ("SkipLayerNormFusion", [n("Add", ["x", "k"], ["a"]), n("LayerNormalization", ["a", "s", "o"], ["y"])],
      {"x": (2, 3, 6), "k": (2, 3, 6)}, {"s": f32(6), "o": f32(6)}, ["SkipLayerNormalization"]),
+    ("SkipLayerNormFusion", [n("Add", ["x", "k"], ["w"]), *normed("RMS", of="w"), n("Mul", ["u", "s"], ["y"])],
+     {"x": (2, 3, 6), "k": (2, 3, 6)}, {**MEAN, "s": f32(6)}, ["SkipSimplifiedLayerNormalization"]),
     *(("AttentionFusion", *attended(scaling, mask), {"c": one(value)}, ["Transpose", "Attention"])
       for scaling, value in (("Mul", 0.5), ("Div", 2), ("halves", 0.25**0.25)) for mask in (True, False)),
     ("AttentionFusion", [n("Transpose", ["k"], ["t"], perm=[0, 1, 3, 2]), n("MatMul", ["x", "t"], ["w"]),
@@ -442,7 +444,13 @@ def test_does_not_fire(rule, nodes, inputs, constants, reason):
 
 
 # These have tests of their own, of graphs with dynamic sizes.
-APART = {"GroupedHeadsFusion", "RotaryEmbeddingFusion", "GroupNormFusion", "GroupNormAffineFusion"}
+APART = {
+    "GroupedHeadsFusion",
+    "RotaryEmbeddingFusion",
+    "GroupNormFusion",
+    "GroupNormAffineFusion",
+    "EmbedLayerNormFusion",
+}
 
 
 def test_every_rule_is_tested():

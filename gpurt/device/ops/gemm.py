@@ -26,6 +26,7 @@ MAX_LAUNCHES: Final = 1024  # of one product whose batch dimensions are too irre
 _LEVELS: Final = 3  # batch levels that a kernel resolves itself
 _MAX_Z: Final = 65535
 _MANY: Final = 840  # rows that stand for any number, as many tiles divide it
+_AHEAD: Final = 512  # floats of a panel between what one row of A reads of B and what it asks for: 32 steps of the sum
 _SKINNY: Final = 8  # rows up to which a GPU reads B for every column by itself
 
 
@@ -163,6 +164,7 @@ class _Product:
         ]
         args += [y.ref, *_i64(y.row), *self._strides(y), *self._added(add, FLOAT32)]
         columns = n
+        once = {"AHEAD": _AHEAD} if rows == 1 and mode == 0 and self.c.info.kind == "cpu" else {}
         if isinstance(b, Columns):
             args += [b.table, *_i32(b.plane[1], b.plane[0], b.out[2], b.out[1])]
             columns = position_count(b.out, b.plane)
@@ -172,7 +174,7 @@ class _Product:
             "gemm_cpu.cl", "gemm_cpu", self._finished(args, y), [*_i32(split, m, columns, k), np.float32(self.alpha)],
             (tiles, -(-m // split)), (1,), {"T": y.ref.dtype},
             {"MR": rows, "NV": vectors, "B_MODE": mode, "A_CONTIGUOUS": int(a.col == 1), "HAS_C": int(add is not None),
-             "T_IS_FLOAT": int(y.ref.dtype == FLOAT32), "EXACT": self.exact},
+             "T_IS_FLOAT": int(y.ref.dtype == FLOAT32), "EXACT": self.exact, **once},
         )  # fmt: skip
 
     def _tile(self) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from gpurt.optimizer import facts
 from gpurt.optimizer.rewrite import MatchResult, RewriteRule
+from gpurt.optimizer.symbols import broadcast
 from gpurt.options import GraphOptimizationLevel
 
 _NARROW = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -167,24 +168,104 @@ def _spread(c: ir.Value, s: ir.Value) -> np.ndarray | None:
 class SkipLayerNormFusion(RewriteRule):
     """LayerNormalization(Add(x, skip), s, b) -> com.microsoft.SkipLayerNormalization, where a provider has it.
 
-    Where the sum is read elsewhere too, as in every transformer block, it stays: the rule does not fire.
+    RMSNormalization becomes SkipSimplifiedLayerNormalization. Where the sum is read elsewhere too, as in blocks that
+    normalize first, it stays: the rule does not fire.
     """
 
+    name = "SkipLayerNormFusion"
     level = GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     why = "fused into a SkipLayerNormalization"
 
+    def __init__(self, op_type: str) -> None:
+        self._op_type = op_type
+        super().__init__()
+
     def pattern(self, op: Any, x: Any, skip: Any, s: Any, b: Any) -> Any:
-        return op.LayerNormalization(op.Add(x, skip), s, b, stash_type=1, _name="norm")
+        scales = (s, b) if self._op_type == "LayerNormalization" else (s,)
+        return getattr(op, self._op_type)(op.Add(x, skip), *scales, stash_type=1, _name="norm")
 
     def check(self, m: MatchResult, x: ir.Value, skip: ir.Value, s: ir.Value, norm: ir.Node) -> MatchResult:
         if facts.rank(x) != 3 or facts.rank(s) != 1 or facts.attr(norm, "axis", -1) not in (-1, 2):
             return m.fail("x has not 3 axes, of which the last is normalized over")
+        if _unfinished(norm):
+            return m.fail("a constant scale or bias behind it comes first")
         same = facts.shape(x) is not None and facts.shape(x) == facts.shape(skip)
         return m if same else m.fail("x and what is added are not known to have the same shape")
 
     def rewrite(self, op: Any, x: ir.Value, skip: ir.Value, s: ir.Value, b: ir.Value | None, norm: ir.Node) -> Any:
         epsilon = facts.attr(norm, "epsilon", 1e-5)
-        return op.SkipLayerNormalization(x, skip, s, b, epsilon=epsilon, _domain="com.microsoft")
+        if self._op_type == "LayerNormalization":
+            return op.SkipLayerNormalization(x, skip, s, b, epsilon=epsilon, _domain="com.microsoft")
+        return op.SkipSimplifiedLayerNormalization(x, skip, s, epsilon=epsilon, _domain="com.microsoft")
+
+
+def _unfinished(norm: ir.Node) -> bool:
+    """Whether NormScaleFusion or NormBiasFusion may still take what reads a normalization."""
+    uses = list(norm.outputs[0].uses())
+    if len(uses) != 1 or uses[0][0].domain or uses[0][0].op_type not in ("Mul", "Add"):
+        return False
+    reader, i = uses[0]
+    scale = facts.array(norm.inputs[1])
+    plain = scale is not None and bool((scale == 1).all())
+    awaited = plain if reader.op_type == "Mul" else facts.given(norm, 2) is None and norm.op_type != "RMSNormalization"
+    return awaited and facts.array(reader.inputs[1 - i]) is not None
+
+
+class EmbedLayerNormFusion(RewriteRule):
+    """LayerNormalization(words[ids] + positions[places]) -> com.microsoft.EmbedLayerNormalization.
+
+    As in BERT (Devlin et al. 2019), with a third table for segments or without.
+    """
+
+    name = "EmbedLayerNormFusion"
+    level = GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    why = "fused into an EmbedLayerNormalization"
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+        super().__init__()
+
+    def pattern(
+        self, op: Any, words: Any, ids: Any, positions: Any, places: Any, segments: Any, kinds: Any, s: Any, b: Any
+    ) -> Any:
+        word, place = op.Gather(words, ids, axis=0), op.Gather(positions, places, axis=0)
+        match self._form:
+            case "segments first":
+                total = op.Add(op.Add(word, op.Gather(segments, kinds, axis=0)), place)
+            case "segments last":
+                total = op.Add(op.Add(word, place), op.Gather(segments, kinds, axis=0))
+            case _:
+                total = op.Add(word, place)
+        return op.LayerNormalization(total, s, b, stash_type=1, _name="norm")
+
+    def check(
+        self, m: MatchResult, words: ir.Value, ids: ir.Value, positions: ir.Value, places: ir.Value,
+        segments: ir.Value | None, kinds: ir.Value | None, b: ir.Value | None, norm: ir.Node,
+    ) -> MatchResult:  # fmt: skip
+        tables = [t for t in (words, positions, segments) if t is not None]
+        if any(facts.rank(t) != 2 or facts.dtype(t) != facts.dtype(words) for t in tables) or not facts.is_float(words):
+            return m.fail("the tables are not matrices of floats of one type")
+        sizes = [facts.symbols(v) for v in (ids, places, kinds) if v is not None]
+        if any(s is None or len(s) != 2 or None in s for s in sizes) or facts.attr(norm, "axis", -1) not in (-1, 2):
+            return m.fail("ids have not 2 axes, or what is normalized over is not the last axis")
+        if b is None or _unfinished(norm):
+            return m.fail("there is no bias, or a constant behind it comes first")
+        # Which table is that of the words is for the shapes to say: its rows alone are never broadcast.
+        if broadcast(sizes[:2]) != sizes[0] or (sizes[1] or [1])[1] == 1 != (sizes[0] or [1])[1]:
+            return m.fail("ids and positions have not the same shape")
+        return m if all(s == sizes[0] for s in sizes[2:]) else m.fail("ids and segments have not the same shape")
+
+    def rewrite(
+        self, op: Any, words: ir.Value, ids: ir.Value, positions: ir.Value, places: ir.Value, segments: Any, kinds: Any,
+        s: ir.Value, b: ir.Value, norm: ir.Node,
+    ) -> Any:  # fmt: skip
+        whole = [
+            v if v is None or facts.dtype(v) == ir.DataType.INT32 else op.Cast(v, to=6) for v in (ids, kinds, places)
+        ]
+        return op.EmbedLayerNormalization(
+            whole[0], whole[1], words, positions, segments, s, b, None, whole[2],
+            epsilon=facts.attr(norm, "epsilon", 1e-5), _domain="com.microsoft", _outputs=2,
+        )[0]  # fmt: skip
 
 
 def rules() -> list[RewriteRule]:
@@ -194,5 +275,6 @@ def rules() -> list[RewriteRule]:
         *(RMSNormFusion(form) for form in range(8)),
         *(NormScaleFusion(op_type) for op_type in ("LayerNormalization", "RMSNormalization")),
         NormBiasFusion(),
-        SkipLayerNormFusion(),
+        *(EmbedLayerNormFusion(form) for form in ("segments first", "segments last", "")),
+        *(SkipLayerNormFusion(op_type) for op_type in ("LayerNormalization", "RMSNormalization")),
     ]

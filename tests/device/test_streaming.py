@@ -1,0 +1,86 @@
+"""Streamed weights on a real device: the values, the limit, and the order that a profile shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import gpurt
+from gpurt.device.provider import DeviceProvider
+
+n = helper.make_node
+LAYERS, WIDTH = 12, 384
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Layers of a product and an activation: 590 KB of weights each."""
+    rng = np.random.default_rng(2)
+    weights = {f"w{i}": (rng.standard_normal((WIDTH, WIDTH)) / 20).astype(np.float32) for i in range(LAYERS)}
+    nodes = []
+    for i in range(LAYERS):
+        nodes += [n("MatMul", [f"h{i}", f"w{i}"], [f"m{i}"], f"product{i}"), n("Tanh", [f"m{i}"], [f"h{i + 1}"])]
+    graph = helper.make_graph(
+        nodes,
+        "layers",
+        [helper.make_tensor_value_info("h0", TensorProto.FLOAT, ["n", WIDTH])],
+        [helper.make_tensor_value_info(f"h{LAYERS}", TensorProto.FLOAT, ["n", WIDTH])],
+        [numpy_helper.from_array(a, name) for name, a in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+LIMIT = LAYERS * WIDTH * WIDTH * 4 // 2
+
+
+def rows(count: int) -> dict[str, np.ndarray]:
+    return {"h0": np.random.default_rng(count).standard_normal((count, WIDTH)).astype(np.float32)}
+
+
+def options(provider: DeviceProvider, over_budget: str) -> tuple[str, dict]:
+    about = {"kernel_class": provider.info.kernel_class, "memory_limit": LIMIT, "over_budget": over_budget}
+    return "opencl", about
+
+
+@pytest.mark.parametrize("over_budget", ["layers", "stream"])
+def test_a_model_runs_under_half_of_its_weights(provider: DeviceProvider, model, over_budget: str) -> None:
+    given = gpurt.SessionOptions(partitioning="greedy")
+    s = gpurt.InferenceSession(model, given, providers=[options(provider, over_budget), "cpu"])
+    reference = gpurt.InferenceSession(model, providers=["cpu"])
+    for count in (16, 16, 16, 40, 3, 16):
+        (want,) = reference.run(None, rows(count))
+        np.testing.assert_allclose(s.run(None, rows(count))[0], want, atol=1e-5)
+        (memory,) = s.memory().values()
+        assert memory["held"] + memory["weights"] <= LIMIT
+    used = {node["provider"] for node in s.explain().to_dict()["nodes"]}
+    assert used == ({"opencl"} if over_budget == "stream" else {"opencl", "cpu"})
+    s.run(None, rows(16))
+    (memory,) = s.memory().values()
+    assert memory["allocations_last_run"] == 0
+
+
+def test_copies_have_a_queue_of_their_own(provider: DeviceProvider, model, tmp_path: Path) -> None:
+    given = gpurt.SessionOptions(partitioning="greedy", enable_profiling=True, profile_file_prefix=str(tmp_path / "p"))
+    s = gpurt.InferenceSession(model, given, providers=[options(provider, "stream"), "cpu"])
+    for _ in range(3):
+        s.run(None, rows(64))
+    events = json.loads(Path(s.end_profiling()).read_text())
+    lanes = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    events = [e for e in events if e["ph"] == "X"]
+    copies = [e for e in events if lanes.get(e["tid"], "").startswith("opencl:0 copy queue")]
+    kernels = [e for e in events if lanes.get(e["tid"], "").startswith("opencl:0 queue")]
+    assert {e["name"] for e in copies} == {"MemcpyFromHost"}
+    (plan,) = s._runner.plans()
+    (streamed,) = plan.streamed.values()
+    assert sum(int(e["args"]["bytes"]) for e in copies) == 3 * streamed.copied
+    assert streamed.copied > LIMIT // 2
+    assert kernels
+
+
+def test_a_wrong_word_is_refused(provider: DeviceProvider, model) -> None:
+    with pytest.raises(gpurt.InvalidArgument, match="over_budget is 'strem'"):
+        gpurt.InferenceSession(model, providers=[options(provider, "strem"), "cpu"])
