@@ -316,6 +316,17 @@ def test_a_piece_that_is_far_too_large_is_not_used():
     assert memory.nbytes > 404 * LEAST
 
 
+def test_trim_frees_what_no_array_uses():
+    session, _ = _session(*_network(), [None] * 4)
+    x = _normal(1, 3, 120, 120)
+    y = session.run(None, {"x": x})[0]
+    kept = y.copy()
+    assert session.trim() > y.nbytes
+    assert session.trim() == 0
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], kept)
+    np.testing.assert_array_equal(y, kept)
+
+
 def test_memory_goes_with_the_session():
     session, _ = _session(*_network(), [None] * 4)
     y = session.run(None, {"x": _normal(1, 3, 200, 200)})[0]
