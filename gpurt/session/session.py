@@ -366,7 +366,7 @@ class InferenceSession:
         return self._site.memory()
 
     def trim(self) -> int:
-        """Give device memory that no run needs now back to the devices; returns the bytes freed.
+        """Give memory that no run needs now back to the devices, and to the host; returns the bytes freed.
 
         Plans stay known; the next run takes memory for them again.
         """
