@@ -8,6 +8,7 @@ with whole runs of a row that are added up, and a matrix of windows for the rest
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from gpurt_cpu.ops.table import Array
 from gpurt_cpu.ops.winograd import Winograd, tile_for
 
 _SHAPES: Final = 16  # sizes of the input that are prepared for
+_MANY: Final = 512  # pixels of a result
 _RUN: Final = 1 << 12  # elements of a bias that is repeated
 _ZERO: Final = np.zeros((), np.float32)
 _INFINITE: Final = np.full((), np.inf, np.float32)
@@ -145,7 +147,9 @@ class Convolution:
         return found
 
     def _pointwise(self, place: Padding) -> Method:
-        weights = self._kept("pointwise", lambda: np.ascontiguousarray(self._w[:, :, 0, 0].T))
+        weights = self._w[:, :, 0, 0].T
+        if math.prod(place.out) < _MANY:  # only short products are faster with weights in the other order
+            weights = self._kept("pointwise", lambda: np.ascontiguousarray(self._w[:, :, 0, 0].T))
         rows, columns = self._strides
 
         def run(x: Array, y: Array, empty: Empty) -> None:
