@@ -19,7 +19,7 @@ from gpurt.provider import BufferRef
 STRATEGIES = ("next_power_of_two", "same_as_requested")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Region:
     buffer: Any
     nbytes: int

@@ -196,7 +196,7 @@ class Placement:
             if not limit:
                 continue
             mine = [n for n in self._order if owners[n.name] == position]
-            streamed = isinstance(provider, DeviceMemory) and provider.streams_weights
+            streamed = streams(provider)
             late, needed = overflow(mine, self._values, Resident(self._estimate), limit, streamed=streamed)
             for name in late:
                 found.add((name, position))
@@ -222,6 +222,11 @@ def transfer_seconds(provider: Provider, rates: Rates, nbytes: float) -> tuple[f
 def memory_limit(provider: Provider) -> int:
     """Bytes that weights and plans may take on a provider's device; 0 where there is no limit."""
     return int(provider.arena.stats().get("limit", 0)) if isinstance(provider, DeviceMemory) else 0
+
+
+def streams(provider: Provider) -> bool:
+    """Whether weights beyond the provider's limit are copied to its device as they are needed."""
+    return isinstance(provider, DeviceMemory) and provider.streams_weights
 
 
 def specs_of(node: NodeView, estimate: Estimate) -> tuple[list, list]:  # type: ignore[type-arg]

@@ -345,7 +345,7 @@ class Builder(Delivery):
             place.register = self._register()
             if place.entry:
                 self._entries.append((place.entry, place.register))
-            elif place.slots:
+            elif place.slots and (isinstance(place.spec, SizedSpec) or place.spec is None or place.spec.const is None):
                 space, slot = next(iter(place.slots.items()))
                 assert place.spec is not None, "a device value has a shape"
                 slot.use(len(self._steps))

@@ -55,11 +55,12 @@ def call(step: HostStep, done: Sequence[int] = ()) -> Op:
 
 def write(step: WriteStep, ref: Callable[[Run, Mapping[str, Held]], BufferRef]) -> Op:
     """Copy a host register to a device."""
-    register, space = step.register, step.slot.space
+    register, space, beside = step.register, step.slot.space, step.beside
 
     def op(run: Run, registers: list[Any]) -> None:
         array = np.ascontiguousarray(registers[register])
-        run.keep((array, run.memory(space).write(ref(run, {}), array, run.stream(space))))
+        queue = run.copies(space) if beside else run.stream(space)
+        run.keep((array, run.memory(space).write(ref(run, {}), array, queue)))
 
     return op
 
@@ -163,6 +164,17 @@ def await_copies(space: int) -> Op:
         copies, work = run.copies(space), run.stream(space)
         if copies is not work:
             run.memory(space).follow(work, copies)
+
+    return op
+
+
+def hold_copies(space: int) -> Op:
+    """Copies that are enqueued from now on come after the launches that are."""
+
+    def op(run: Run, _: list[Any]) -> None:
+        copies, work = run.copies(space), run.stream(space)
+        if copies is not work:
+            run.memory(space).follow(copies, work)
 
     return op
 

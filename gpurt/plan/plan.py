@@ -9,6 +9,7 @@ from gpurt.errors import OutOfMemory
 from gpurt.memory.offsets import Lifetime, assign, lower_bound, rounded
 from gpurt.plan.delivery import carried
 from gpurt.plan.destination import Destination
+from gpurt.plan.overlap import overlap
 from gpurt.plan.sizes import Sizing
 from gpurt.plan.state import Constants, PlanState
 from gpurt.plan.steps import DeviceStep, Draft, Slot, StoreStep
@@ -51,6 +52,7 @@ class Plan:
             self.sizes[space] = layout.peak
             roots = {p.slots[space].root()[0] for _, p in draft.outputs if space in p.slots}
             self.yields[space] = sum(rounded(r.nbytes, memory.arena.alignment) for r in roots if r in self._places)
+        self._beside = overlap(draft, self._places, memories)
         self._stores = {s.slot.space for s in draft.steps if isinstance(s, StoreStep)}
         self.used = 0  # when it was last asked for, in ticks of the cache that keeps it
         self.nbytes = sum(self.sizes.values())
@@ -82,6 +84,8 @@ class Plan:
         run.usage.begin(self.sizes, self.lower_bounds)
         lease = run.lease(lambda: self._give_back(state, run))
         try:
+            for space, found in self.streamed.items():
+                run.usage.copied(space, found.copied)
             state.resize(symbols)
             state.execute(run, env, destinations, lease)
         finally:
@@ -142,6 +146,8 @@ class Plan:
             return None
         for space in self._stores:
             run.synchronize(space)  # the host is about to write where kernels of the last turn may still read
+        for space in self._beside:
+            run.memory(space).follow(run.copies(space), run.stream(space))  # and so may the copy queue be
         state: PlanState = idle.pop()
         return state
 

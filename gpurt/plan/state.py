@@ -18,6 +18,7 @@ from gpurt.plan.steps import (
     CopyStep,
     DeviceStep,
     Draft,
+    HoldStep,
     HostStep,
     ReadStep,
     Slot,
@@ -188,6 +189,8 @@ class PlanState:
                 steps.append((step, ops.load(step, self._ref(step.slot, run, env))))
             elif isinstance(step, AwaitStep):
                 steps.append((step, ops.await_copies(step.space)))
+            elif isinstance(step, HoldStep):
+                steps.append((step, ops.hold_copies(step.space)))
             else:
                 steps.append((step, ops.synchronize(step.space)))
         return steps

@@ -67,11 +67,12 @@ class DeviceStep:
 
 @dataclass(slots=True)
 class WriteStep:
-    """Copy a host register into a slot."""
+    """Copy a host register into a slot; on the space's queue for copies if it is `beside` the launches."""
 
     register: int
     slot: Slot
     value: str = ""
+    beside: bool = False
 
 
 @dataclass(slots=True)
@@ -128,6 +129,13 @@ class AwaitStep:
 
 
 @dataclass(slots=True)
+class HoldStep:
+    """Let a space's copies that are enqueued from now on wait for its launches so far; the host does not wait."""
+
+    space: int
+
+
+@dataclass(slots=True)
 class SyncStep:
     """Wait for the queue of a space."""
 
@@ -135,7 +143,17 @@ class SyncStep:
 
 
 Step = (
-    HostStep | DeviceStep | WriteStep | ReadStep | ViewStep | StoreStep | CopyStep | WeightStep | AwaitStep | SyncStep
+    HostStep
+    | DeviceStep
+    | WriteStep
+    | ReadStep
+    | ViewStep
+    | StoreStep
+    | CopyStep
+    | WeightStep
+    | AwaitStep
+    | HoldStep
+    | SyncStep
 )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gpurt import logs
 from gpurt.memory.offsets import Lifetime, assign
-from gpurt.plan.steps import AwaitStep, DeviceStep, Draft, Slot, Step, WeightStep
+from gpurt.plan.steps import AwaitStep, CopyStep, DeviceStep, Draft, ReadStep, Slot, Step, ViewStep, WeightStep
 from gpurt.provider import DeviceMemory
 
 logger = logs.get(__name__)
@@ -52,6 +52,17 @@ def stream_weights(draft: Draft, space: int, memory: DeviceMemory) -> Streamed |
             spare -= sizes[key]
     chosen = _Stream(draft, space, set(sizes) - kept, ahead)
     chosen.install()
+    for step in chosen.steps:
+        if isinstance(step, WeightStep) and step.slot.space == space:
+            draft.copies.append(
+                {
+                    "value": step.value,
+                    "from": "cpu",
+                    "to": memory.device,
+                    "bytes": step.array.nbytes,
+                    "cause": "over memory_limit",
+                }
+            )
     found = Streamed(chosen.copied, sum(sizes[k] for k in kept))
     logger.info(
         "%s: memory_limit is %d bytes: each run copies %d bytes of weights, %d bytes stay",
@@ -87,7 +98,8 @@ class _Stream:
                     fresh[id(slot.bound)] = Slot(space, slot.nbytes)
             if fresh:
                 arrays: dict[int, np.ndarray] = {id(s.bound): s.bound for s in step.slots if id(s.bound) in fresh}
-                writes = [WeightStep(arrays[key], slot) for key, slot in fresh.items()]
+                about = f"weights of {step.unit.nodes[0].name}"
+                writes = [WeightStep(arrays[key], slot, about) for key, slot in fresh.items()]
                 before.setdefault(previous if ahead and previous is not None else number, []).extend(writes)
                 before.setdefault(number, []).append(AwaitStep(space))
                 slots = [s if s.bound is None else fresh.get(id(s.bound), s) for s in step.slots]
@@ -124,11 +136,21 @@ class _Stream:
 def _constants(draft: Draft, space: int) -> dict[int, np.ndarray]:
     """The constants that steps on a device read, by id."""
     steps = (s for s in draft.steps if isinstance(s, DeviceStep) and s.space == space)
-    roots = (slot.root()[0] for step in steps for slot in step.slots)
+    roots = [slot.root()[0] for step in steps for slot in step.slots]
+    roots += _copied(draft, space)
     return {id(root.bound): root.bound for root in roots if root.bound is not None}
 
 
+def _copied(draft: Draft, space: int) -> list[Slot]:
+    """The slots that are read by copies, or yielded."""
+    slots = [s.source for s in draft.steps if isinstance(s, CopyStep)]
+    slots += [s.slot for s in draft.steps if isinstance(s, ReadStep | ViewStep)]
+    slots += [slot for _, place in draft.outputs for slot in place.slots.values()]
+    return [slot.root()[0] for slot in slots if slot.space == space]
+
+
 def _viewed(draft: Draft, space: int) -> set[int]:
-    """Those of them of which a step reads a part: a view of a weight stays where it is."""
+    """Those that stay where they are, since a step reads a view of them or something else than a launch reads them."""
     steps = (s for s in draft.steps if isinstance(s, DeviceStep) and s.space == space)
-    return {id(s.root()[0].bound) for step in steps for s in step.slots if s.parent is not None and s.bound is None}
+    viewed = {id(s.root()[0].bound) for step in steps for s in step.slots if s.parent is not None and s.bound is None}
+    return viewed | {id(root.bound) for root in _copied(draft, space)}

@@ -92,10 +92,13 @@ class Trace:
         self.events.append(event)
         self._tokens.append((timer, token, event))
 
-    def settle(self, *, least: int = 1) -> None:
-        """Ask for the device times of everything so far if that is at least `least` events; its queues are empty."""
-        if len(self._tokens) < least:
-            return
+    @property
+    def full(self) -> bool:
+        """Whether so many events wait for their device times that these should be asked for now."""
+        return len(self._tokens) >= TOKENS
+
+    def settle(self) -> None:
+        """Ask for the device times of everything so far; its queues are empty."""
         for timer, token, event in self._tokens:
             event.start, event.end = timer.span(token)
         self._tokens.clear()
@@ -154,7 +157,11 @@ class TracedMemory:
         start = perf_counter_ns()
         self._memory.synchronize(stream)
         self._trace.host("Session", "synchronize", start, {"device": self.device})
-        self._trace.settle(least=TOKENS)
+        if self._trace.full:
+            beside = self._timers.get(-self._space)
+            if beside is not None:  # it may be at work on what is traced, too
+                self._memory.synchronize(beside.stream)
+            self._trace.settle()
 
     def _copy(self, name: str, nbytes: int, work: Launch, stream: Any) -> Any:
         timer, trace, lane = self.timer_in_use, self._trace, "copies"

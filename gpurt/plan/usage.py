@@ -17,11 +17,13 @@ class Usage:
         peak: most bytes that the plans alive at once reserve.
         bound: most bytes of values alive at once: no layout of the same steps could be smaller.
         allocations: blocks taken from the device's arena.
+        streamed: bytes of weights that were copied to the device because they do not all stay there.
     """
 
     peak: dict[int, int] = field(default_factory=dict)
     bound: dict[int, int] = field(default_factory=dict)
     allocations: dict[int, int] = field(default_factory=dict)
+    streamed: dict[int, int] = field(default_factory=dict)
     _reserved: dict[int, int] = field(default_factory=dict)
     _alive: dict[int, int] = field(default_factory=dict)
 
@@ -48,3 +50,7 @@ class Usage:
     def allocated(self, space: int, count: int) -> None:
         """Blocks were taken from the arena of a space."""
         self.allocations[space] = self.allocations.get(space, 0) + count
+
+    def copied(self, space: int, nbytes: int) -> None:
+        """A plan copies so many bytes of weights."""
+        self.streamed[space] = self.streamed.get(space, 0) + nbytes

@@ -17,7 +17,7 @@ from gpurt.partitioner.cost import work
 from gpurt.partitioner.decide import estimate
 from gpurt.partitioner.estimate import Estimate
 from gpurt.partitioner.flow import HOST_VERTEX, Value, levels, values
-from gpurt.partitioner.placement import spaces, specs_of, transfer_seconds
+from gpurt.partitioner.placement import memory_limit, spaces, specs_of, streams, transfer_seconds
 from gpurt.partitioner.rates import rates
 from gpurt.provider import HOST, Provider, Rates
 from gpurt.session.explain import Explanation
@@ -58,7 +58,8 @@ def predict(
     """Describe a placed model that is not compiled.
 
     Besides what Explanation.to_dict tells of a session there is ``predicted``: ``assumed`` are the inputs' shapes,
-    ``devices`` has by device ``nodes``, ``seconds``, ``weights`` and ``peak`` (bytes of the values alive at once),
+    ``devices`` has by device ``nodes``, ``seconds``, ``weights``, ``streamed`` (bytes of these that each run copies, at
+    least) and ``peak`` (bytes of the values alive at once),
     ``copies_seconds`` is the time of all copies and waits, and ``seconds`` the sum of it all.
     """
     graph = Views().graph(model.graph)
@@ -110,11 +111,13 @@ def predict(
         resident = Resident(shapes)
         weights = {name: n for node in mine for name, n in resident.weights(node).items()}
         _, needed = overflow(mine, made, resident, 0)
+        limit, total = memory_limit(provider), sum(weights.values())
         devices[provider.device] = {
             "nodes": sum(r["device"] == provider.device for r in records),
             "seconds": seconds[provider.device],
-            "weights": sum(weights.values()),
-            "peak": needed - sum(weights.values()),
+            "weights": total,
+            "streamed": max(0, min(needed - limit, total)) if limit and streams(provider) else 0,
+            "peak": needed - total,
         }
     return Explanation(
         {

@@ -368,8 +368,9 @@ class InferenceSession:
         and the largest sum of values alive at one step of the same order, each rounded up to the arena's alignment.
         Workspaces and the bodies of control flow are in both, weights and memory of the caller's in neither. ``held``
         is what the arena has from the device, ``in_use`` the part of it that plans kept for further runs have,
-        ``weights`` the constants, ``limit`` the memory_limit (0: none), ``allocations_last_run`` how many blocks the
-        last run took from the arena.
+        ``weights`` the constants that stay on the device, ``streamed`` those that the last run copied there in passing
+        (see over_budget), ``limit`` the memory_limit (0: none), ``allocations_last_run`` how many blocks the last run
+        took from the arena.
         """
         return self._site.memory()
 

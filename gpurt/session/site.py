@@ -164,6 +164,7 @@ class Site:
                 "held": stats["held"],
                 "in_use": stats["in_use"],
                 "weights": memory.weights(),
+                "streamed": usage.streamed.get(space, 0),
                 "limit": stats["limit"],
                 "allocations_last_run": usage.allocations.get(space, 0),
             }

@@ -84,3 +84,37 @@ def test_copies_have_a_queue_of_their_own(provider: DeviceProvider, model, tmp_p
 def test_a_wrong_word_is_refused(provider: DeviceProvider, model) -> None:
     with pytest.raises(gpurt.InvalidArgument, match="over_budget is 'strem'"):
         gpurt.InferenceSession(model, providers=[options(provider, "strem"), "cpu"])
+
+
+def test_a_late_feed_is_copied_beside_the_kernels(tmp_path: Path) -> None:
+    """Lanes and order in a trace, where host and device share no memory; no times are compared."""
+    rng = np.random.default_rng(3)
+    nodes = []
+    for i in range(6):
+        nodes += [n("MatMul", [f"h{i}", "w"], [f"m{i}"], f"product{i}"), n("Tanh", [f"m{i}"], [f"h{i + 1}"])]
+    nodes.append(n("MatMul", ["h6", "late"], ["y"], "last"))
+    kind = [WIDTH, WIDTH]
+    graph = helper.make_graph(
+        nodes,
+        "late",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, kind) for name in ("h0", "late")],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, kind)],
+        [numpy_helper.from_array((rng.standard_normal(kind) / 20).astype(np.float32), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    given = gpurt.SessionOptions(partitioning="greedy", enable_profiling=True, profile_file_prefix=str(tmp_path / "p"))
+    s = gpurt.InferenceSession(model, given, providers=[("opencl", {"zero_copy": False}), "cpu"])
+    feed = {name: rng.standard_normal(kind).astype(np.float32) for name in ("h0", "late")}
+    (want,) = gpurt.InferenceSession(model, providers=["cpu"]).run(None, feed)
+    for _ in range(2):
+        np.testing.assert_allclose(s.run(None, feed)[0], want, atol=1e-3)
+    events = json.loads(Path(s.end_profiling()).read_text())
+    lanes = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    events = [e for e in events if e["ph"] == "X"]
+    copies = [e for e in events if lanes.get(e["tid"], "").startswith("opencl:0 copy queue")]
+    assert [e["args"]["value"] for e in copies] == ["late", "late"]
+    kernels = [e for e in events if lanes.get(e["tid"], "").startswith("opencl:0 queue")]
+    readers = [e for e in kernels if e["args"]["node"] == "last"]
+    assert readers
+    for copy, reader in zip(copies, readers[-2:], strict=True):
+        assert copy["ts"] + copy["dur"] <= reader["ts"] + 2  # whole microseconds: its reader has waited for it

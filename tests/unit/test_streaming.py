@@ -173,3 +173,42 @@ def test_any_graph_under_any_limit_gives_the_same_values(streaming, model, room,
     for _ in range(2):
         for got, expected in zip(s.run(None, X), want, strict=True):
             np.testing.assert_array_equal(got, expected)
+
+
+def test_what_is_copied_is_told(streaming):
+    s = session(layers(16), "late", 8 * NBYTES)
+    s.run(None, X)
+    copies = [c for c in s.explain().to_dict()["copies"] if c["cause"] == "over memory_limit"]
+    assert copies
+    assert {c["to"] for c in copies} == {"late:0"}
+    assert sum(c["bytes"] for c in copies) == s.memory()["late:0"]["streamed"]
+
+
+def test_a_dry_run_predicts_what_is_copied(streaming):
+    dry = gpurt.InferenceSession(
+        layers(16), GREEDY, providers=[("late", {"memory_limit": 8 * NBYTES}), "cpu"], dry_run=True
+    )
+    predicted = dry.explain().to_dict()["predicted"]["devices"]["late:0"]
+    assert predicted["weights"] == 16 * NBYTES
+    assert 8 * NBYTES < predicted["streamed"] <= 16 * NBYTES
+
+
+def test_the_plug_in_streams_by_option(sim):
+    s = gpurt.InferenceSession(
+        layers(16), GREEDY, providers=[(sim, {"memory_limit": 8 * NBYTES, "over_budget": "stream"}), "cpu"]
+    )
+    (want,) = gpurt.InferenceSession(layers(16), providers=["cpu"]).run(None, X)
+    np.testing.assert_array_equal(s.run(None, X)[0], want)
+    assert s.memory()["sim:0"]["streamed"] > 0
+    assert s.memory()["sim:0"]["held"] <= 8 * NBYTES
+
+
+def test_a_weight_that_the_host_reads_too_is_not_read_back(streaming):
+    nodes = [n("Add", ["x", "w"], ["a"]), n("Min", ["a", "w"], ["b"]), n("Add", ["b", "w"], ["y"])]
+    weights = {"w": np.full((SIZE, SIZE), 3, np.float16)}
+    model = make_model(nodes, {"x": (TensorProto.FLOAT16, [SIZE, SIZE])}, ["y"], weights)
+    s = session(model, "late", 4 * NBYTES)
+    (want,) = gpurt.InferenceSession(model, providers=["cpu"]).run(None, X)
+    np.testing.assert_array_equal(s.run(None, X)[0], want)
+    reads = [c for c in s.explain().to_dict()["copies"] if c["to"] == "cpu"]
+    assert {c["value"] for c in reads} == {"a", "y"}

@@ -7,6 +7,7 @@ calls NumPy on its "device" memory. Work is queued and done only when the queue 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -39,6 +40,7 @@ class SimProvider(Provider, DeviceMemory):
     name: ClassVar[str] = "sim"
     options: ClassVar[Mapping[str, str]] = {
         "memory_limit": "most bytes the arena may hold",
+        "over_budget": "layers (default) or stream: what the limit has no room for",
         "shares_host": "True: the host sees the device's memory",
     }
 
@@ -46,7 +48,7 @@ class SimProvider(Provider, DeviceMemory):
         self.device = f"sim:{index}"
         self.memory_space = self.device
         self.arena = RegionArena(lambda n: np.full(n, 0xFF, np.uint8), lambda _: None, limit=limit, name=self.device)
-        self._constants: dict[bytes, BufferRef] = {}
+        self._constants: weakref.WeakValueDictionary[bytes, Constant] = weakref.WeakValueDictionary()
 
     @classmethod
     def probe(cls) -> Sequence[Device]:
@@ -56,6 +58,7 @@ class SimProvider(Provider, DeviceMemory):
     def open(cls, index: int | None, options: Mapping[str, Any]) -> Provider:
         provider = cls(index or 0, options.get("memory_limit"))
         provider.shares_host = options.get("shares_host", False)
+        provider.streams_weights = options.get("over_budget", "layers") == "stream"
         return provider
 
     def get_capability(self, graph: GraphView) -> Capability:
@@ -99,10 +102,20 @@ class SimProvider(Provider, DeviceMemory):
 
     def constant(self, array: np.ndarray) -> BufferRef:
         key = f"{array.dtype}{array.shape}".encode() + array.tobytes()
-        if key not in self._constants:
-            ref = self._constants[key] = self.arena.alloc(array.nbytes)
-            _bytes(ref)[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        return self._constants[key]
+        constant = self._constants.get(key)
+        if constant is None:
+            constant = self._constants[key] = Constant(self.arena, array)
+        ref = constant.ref
+        return BufferRef(ref.buffer, ref.offset, ref.nbytes, constant)
+
+
+class Constant:
+    """A constant in the arena, for as long as somebody keeps a reference to it."""
+
+    def __init__(self, arena: RegionArena, array: np.ndarray) -> None:
+        self.ref = arena.alloc(array.nbytes)
+        _bytes(self.ref)[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        weakref.finalize(self, arena.free, self.ref)
 
 
 class SimUnit:
