@@ -69,6 +69,7 @@ class ShapeArithmetic:
                 name_rest(node)
                 if node.domain or node.op_type not in _RULES or node.graph is not graph:
                     self._reshape(graph, node, known, tools, result)
+                    _keep_number(node, known)
                     continue
                 content = _compute(node, known)
                 if content is None:
@@ -110,6 +111,15 @@ class ShapeArithmetic:
         graph.register_initializer(new)
         node.replace_input_with(1, new)
         result.changes += 1
+
+
+def _keep_number(node: ir.Node, known: dict[ir.Value, Content]) -> None:
+    """A size that torch's newer exporter makes a list of one by Reshape is still that size."""
+    if node.domain or node.op_type != "Reshape" or facts.ints(node.inputs[1]) not in ([-1], [1]):
+        return
+    content = _content(node.inputs[0], known)
+    if content is not None and content.size == 1:
+        known[node.outputs[0]] = content.reshape(1)
 
 
 def _name_dimensions(node: ir.Node, known: dict[ir.Value, Content]) -> None:

@@ -25,6 +25,8 @@ _MASKS: Final = ("none", "Add", "keep", "fill")
 _DROWNS: Final = {ir.DataType.FLOAT16: -6e4}
 _DROWNS_WIDE: Final = -1e9
 
+_REPEATS: Final = frozenset({"Expand", "Gather", "Reshape", "Unsqueeze"})
+
 
 class AttentionFusion(RewriteRule):
     """MatMul(Softmax(MatMul(q, k^T) * scale + mask), v) -> Attention(q, k, v, mask), for heads as the second axis.
@@ -114,7 +116,10 @@ class AttentionFusion(RewriteRule):
             keys = op.Transpose(keys, perm=how)
         mask = self._mask(op, mask, fill)
         if mask is not None and not _whole(mask, facts.symbols(k) or [None] * 4):
-            mask = op.Expand(mask, op.Shape(keys, start=2, end=3))  # a mask of one key hides all others from Attention
+            source = _before_repeats(v)
+            axis = (facts.rank(source) or 4) - 2
+            # A mask of one key hides all others from Attention.
+            mask = op.Expand(mask, op.Shape(source, start=axis, end=axis + 1))
         return op.Attention(q, keys, v, mask, scale=self._factor(scale, scale2))
 
     def _mask(self, op: Any, mask: ir.Value | None, fill: ir.Value | None) -> ir.Value | None:
@@ -172,6 +177,19 @@ def _reshaped(node: ir.Node) -> tuple[ir.Value, list[int] | np.ndarray] | None:
         return None
     sizes = [heads[0] if isinstance(heads[0], int) else -1, heads[1], *flat[1:]]
     return source, np.asarray(sizes, np.int64)
+
+
+def _before_repeats(v: ir.Value) -> ir.Value:
+    """Values before their heads are repeated, which has no effect on their length: they are there in any case."""
+    sizes = facts.symbols(v)
+    node = v.producer()
+    while sizes is not None and node is not None and not node.domain and node.op_type in _REPEATS:
+        before = facts.symbols(node.inputs[0])
+        if node.inputs[0] is None or before is None or len(before) < 4 or before[-2] is None or before[-2] != sizes[2]:
+            break
+        v = node.inputs[0]
+        node = v.producer()
+    return v
 
 
 def _fits(mask: ir.Value, q: Dims, k: Dims, *, lengths: bool) -> bool:
