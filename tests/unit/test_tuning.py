@@ -202,13 +202,13 @@ def test_exact_sizes_come_before_near_ones_of_a_table_before() -> None:
 
 
 def test_the_nearest_sizes_serve() -> None:
-    choices = Choices([table((at(1, 64, 64, 100), "far"), (at(1, 64, 64, 70), "near"))])
+    choices = Choices([table((at(1, 64, 64, 90), "far"), (at(1, 64, 64, 70), "near"))])
     assert choices.choose(KEY, ("plain", "near", "far"), "default") == "near"
     assert choices.near == 1
 
 
 def test_sizes_too_far_off_do_not_serve() -> None:
-    choices = Choices([table((at(1, 64, 64, 129), "far"))])
+    choices = Choices([table((at(1, 64, 64, 97), "far"))])
     assert choices.choose(KEY, ("plain", "far"), "default") == "default"
     assert choices.misses == 1
 
