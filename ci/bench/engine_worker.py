@@ -70,7 +70,9 @@ def _opencv(model: str, given: dict[str, np.ndarray], threads: int, target: str)
     import cv2
 
     cv2.setNumThreads(threads)
-    network = cv2.dnn.readNetFromONNX(model)
+    # OpenCV 5 has a second engine, which takes no targets and would run on the CPU whatever is asked.
+    classic = {"engine": cv2.dnn.ENGINE_CLASSIC} if target and hasattr(cv2.dnn, "ENGINE_CLASSIC") else {}
+    network = cv2.dnn.readNetFromONNX(model, **classic)
     device = "CPU"
     if target == "opencl":
         cv2.ocl.setUseOpenCL(True)

@@ -24,6 +24,16 @@ ENGINES, KERNELS = DOCS / "benchmarks_engines.json", DOCS / "benchmarks_kernels.
 COLORS = ("#2f6fb0", "#e08a2c", "#4b9b57", "#a04a8c", "#7a7a7a")
 WIDTH, LABEL, BAR, GAP = 860, 300, 13, 8
 
+MODELS_READ = """\
+A bar is the median over rounds of ONNX Runtime's median time by the engine's in the same round. Every engine has a
+process of its own, and they run in turns."""
+KERNELS_READ = """\
+Operations are those of the direct algorithm, so Winograd's convolutions (3 x 3, stride 1) may pass 100 %. The time is
+the sum of a layer's kernels by the device's clock, padding and packing included. The peak is the better of NumPy's
+sgemm and of multiplications and additions in registers, measured in the same run."""
+IDLE = """\
+The machine should be idle: engines whose threads spin lose a factor of three to a busy neighbour. This page came from:"""
+
 
 def bars(title: str, unit: str, rows: Sequence[tuple[str, Sequence[float | None]]], names: Sequence[str],
          line: float, most: float) -> str:  # fmt: skip
@@ -105,8 +115,7 @@ def page(models: dict[str, Any], kernels: dict[str, Any]) -> str:
         "",
         "![models](benchmarks_engines.svg)",
         "",
-        "A bar is the median over rounds of (ONNX Runtime's median time / the engine's, in the same round). Every engine "
-        "has a process of its own, and they run in turns.",
+        MODELS_READ,
         "",
         *_models_table(models),
         "",
@@ -120,9 +129,7 @@ def page(models: dict[str, Any], kernels: dict[str, Any]) -> str:
         "",
         "![kernels](benchmarks_kernels.svg)",
         "",
-        "Operations are those of the direct algorithm, so Winograd's convolutions (3 x 3, stride 1) may pass 100 %. The "
-        "time is the sum of a layer's kernels by the device's clock, padding and packing included. The peak is the better "
-        "of NumPy's sgemm and of multiplications and additions in registers, measured in the same run.",
+        KERNELS_READ,
         "",
         *_kernels_table(kernels),
         "",
@@ -132,11 +139,9 @@ def page(models: dict[str, Any], kernels: dict[str, Any]) -> str:
         "",
         "    pip install gpurt[opencl,test]      # opencl-intel for Intel's runtime",
         "    python ci/bench/page.py             # generated models, the default OpenCL device",
-        "    python ci/bench/page.py FOLDER --engines gpurt:opencl@PoCL+cpu,gpurt:opencl@Intel+cpu,gpurt:cpu "
-        "--devices opencl@PoCL,opencl@Intel --min-ms 1",
+        "    python ci/bench/page.py FOLDER --engines gpurt:opencl@PoCL+cpu,gpurt:opencl@Intel+cpu --devices opencl@Intel",
         "",
-        "The machine should be idle: engines whose threads spin lose a factor of three to a busy neighbour. This page came "
-        "from:",
+        IDLE,
         "",
         f"    {models['command']}",
         f"    {kernels['command']}",

@@ -18,7 +18,7 @@ from gpurt.errors import InvalidArgument
 VERSION: Final = 1
 """Of the files' form; files of another one are refused."""
 
-NEAR: Final = 2.0
+NEAR: Final = 1.5
 """A size may be so many times as large or small as the one that was measured."""
 
 _FACTS: Final = ("name", "kind", "dialect", "kernel_class", "vendor", "driver", "compute_units", "vector_width")
