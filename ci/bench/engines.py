@@ -3,10 +3,11 @@
     python ci/bench/engines.py [MODEL.onnx | FOLDER ...] [--engines gpurt:opencl+cpu,tinygrad,opencv] [--rounds 5]
                                [--json FILE] [--min-ms 1]
 
-Engines: ``gpurt:PROVIDER[@PLATFORM]+...``; ``ort`` is always there; ``tinygrad:CL`` (or another device of tinygrad's);
-``opencv`` and ``opencv:opencl``. ``--python ENGINE=PROGRAM`` runs one with another interpreter, for what is not installed
-beside gpurt. Without models, a small generated set is timed. Inputs are MODEL.npz beside a model (keys ``in:NAME``),
-else seeded random numbers, with 1 for each open dimension.
+Engines: ``gpurt:PROVIDER[@PLATFORM]+...``; ``ort`` is always there; ``tinygrad:CL``, or another device of
+tinygrad's; ``opencv`` and ``opencv:opencl``. ``--python ENGINE=PROGRAM`` runs one with another interpreter, for what
+is not installed beside gpurt. tinygrad and OpenCV need the system's OpenCL loader (Debian: ocl-icd-libopencl1).
+Without models, a small generated set is timed. Inputs are MODEL.npz beside a model (keys ``in:NAME``), else seeded
+random numbers, with 1 for each open dimension.
 
 In a round every engine runs for --seconds, one after the other, while the others wait, with as many threads each; the
 ratio of a round is between the medians of the same round, as the machine's speed drifts, and the median of the ratios
@@ -218,7 +219,7 @@ def main(
     if unknown:
         raise click.BadParameter(f"no engine is called {unknown[0]!r}: there are {', '.join(LOADED)}")
     chosen = dict(p.partition("=")[::2] for p in programs)
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(width=None if sys.stdout.isatty() else 200, emoji=False)
     table = Table("model", *listed, "others", box=None, pad_edge=False)
     result: dict[str, Any] = {
         "version": 1, "date": time.strftime("%Y-%m-%d %H:%M"), "machine": describe(), "threads": threads,

@@ -27,7 +27,7 @@ from rich.table import Table
 
 import gpurt
 from gpurt import registry
-from gpurt.device import DeviceProvider
+from gpurt.device import DeviceProvider, TensorArg
 from gpurt.device.source import program_text
 from gpurt.device.tuning.bench import Bench
 from gpurt.graph.channels_last import DOMAIN
@@ -70,8 +70,9 @@ KFN(GROUP_ITEMS, 1, 1) peak(TENSOR(float, y), const i32 rounds, const float a, c
 #pragma unroll
   for (i32 i = 1; i < CHAINS; i++) sum += c[i];
 #if GP_CPU_CLASS
-  y[GROUP(0)] = sum.s0 + sum.s1 + sum.s2 + sum.s3 + sum.s4 + sum.s5 + sum.s6 + sum.s7 + sum.s8 + sum.s9 + sum.sa + sum.sb
-              + sum.sc + sum.sd + sum.se + sum.sf;
+  const float8 half_sum = sum.lo + sum.hi;
+  const float4 quarter = half_sum.lo + half_sum.hi;
+  y[GROUP(0)] = quarter.s0 + quarter.s1 + quarter.s2 + quarter.s3;
 #else
   y[GROUP(0) * GROUP_ITEMS + ITEM(0)] = sum;
 #endif
@@ -143,8 +144,6 @@ def registers(provider: DeviceProvider, rounds: int) -> float:
     text = program_text(provider.info, PEAK, {}, {"GROUP_ITEMS": items})
     driver, stream = provider.driver, provider.stream()
     ref = BufferRef(driver.alloc(4 * items * groups), 0, 4 * items * groups)
-    from gpurt.device import TensorArg
-
     args = [TensorArg(ref, 4), np.int32(ROUNDS_OF_FMA), np.float32(0.999), np.float32(0.01)]
     launch = driver.prepare(driver.build(text, "peak"), "peak", args, (groups, 1, 1), (items, 1, 1))
     best = float("inf")

@@ -32,7 +32,8 @@ Operations are those of the direct algorithm, so Winograd's convolutions (3 x 3,
 the sum of a layer's kernels by the device's clock, padding and packing included. The peak is the better of NumPy's
 sgemm and of multiplications and additions in registers, measured in the same run."""
 IDLE = """\
-The machine should be idle: engines whose threads spin lose a factor of three to a busy neighbour. This page came from:"""
+The machine should be idle: engines whose threads spin lose a factor of three to a busy neighbour. This page came
+from:"""
 
 
 def bars(title: str, unit: str, rows: Sequence[tuple[str, Sequence[float | None]]], names: Sequence[str],
@@ -43,10 +44,10 @@ def bars(title: str, unit: str, rows: Sequence[tuple[str, Sequence[float | None]
     group = BAR * len(names) + GAP
     height = top + group * len(rows) + 24
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
-        'font-family="sans-serif" font-size="11">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}">',
+        "<style>text { font-family: sans-serif; font-size: 11px } .title { font-size: 14px }</style>",
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
-        f'<text x="8" y="18" font-size="14" font-weight="bold">{escape(title)}</text>',
+        f'<text x="8" y="18" class="title" font-weight="bold">{escape(title)}</text>',
     ]
     for i, name in enumerate(names):
         y = 26 + 16 * i
@@ -110,8 +111,7 @@ def page(models: dict[str, Any], kernels: dict[str, Any]) -> str:
         "",
         "## Models",
         "",
-        f"{models['date']}, {models['machine']}, {models['threads']} threads for every engine, Python "
-        f"{models['python']}, float32.",
+        f"{models['date']}, {models['machine']}, {models['threads']} threads each, Python {models['python']}, float32.",
         "",
         "![models](benchmarks_engines.svg)",
         "",
@@ -139,7 +139,7 @@ def page(models: dict[str, Any], kernels: dict[str, Any]) -> str:
         "",
         "    pip install gpurt[opencl,test]      # opencl-intel for Intel's runtime",
         "    python ci/bench/page.py             # generated models, the default OpenCL device",
-        "    python ci/bench/page.py FOLDER --engines gpurt:opencl@PoCL+cpu,gpurt:opencl@Intel+cpu --devices opencl@Intel",
+        "    python ci/bench/page.py FOLDER --engines gpurt:opencl@PoCL+cpu,gpurt:cpu --devices opencl@PoCL",
         "",
         IDLE,
         "",
