@@ -56,7 +56,7 @@ def with_settings(request: registry.Request, options: SessionOptions) -> registr
         "intra_op_num_threads": options.intra_op_num_threads,
         "cache_dir": options.cache_dir,
         "tuning": "" if options.tuning == "cached" else options.tuning,
-        "tuning_budget": options.tuning_budget if options.tuning == "online" else 0,
+        "tuning_budget": (options.tuning_budget or 1e-9) if options.tuning == "online" else 0,  # 0 is no time at all
         "tuning_file": options.tuning_file,
     }
     given = {name: value for name, value in asked.items() if value or value is False}

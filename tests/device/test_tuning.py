@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 import gpurt
+from gpurt import cli
 from gpurt.device.ops import gemm, group_tiles
-from gpurt.device.tuning import Choices, Key
+from gpurt.device.tuning import Choices, Key, read_tables
 from gpurt.errors import InvalidArgument, NoSuchFile
 from gpurt.provider import Unavailable
 
@@ -179,3 +181,37 @@ def test_a_wrong_file_is_an_error_and_another_session_works(tmp_path: Path) -> N
     with pytest.raises(NoSuchFile, match=r"none\.json"):
         session(content, "cpu", tuning_file=tmp_path / "none.json")
     np.testing.assert_allclose(session(content, "cpu").run(None, {"x": x})[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_budget_of_nothing_measures_nothing(tmp_path: Path) -> None:
+    content, x, expected = product()
+    made = session(content, "gpu", tuning="online", cache_dir=tmp_path, tuning_budget=0)
+    np.testing.assert_allclose(made.run(None, {"x": x})[0], expected, rtol=1e-4, atol=1e-4)
+    tuner = made.tunings()["opencl:0"].tuner
+    assert tuner.made == []
+    assert tuner.ended
+
+
+def test_the_command_line_tunes_and_writes_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPURT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(gemm, "TILES", {True: gemm.TILES[True][:2], False: gemm.TILES[False][:2]})
+    content, x, expected = product()
+    (tmp_path / "m.onnx").write_bytes(content)
+    args = ["tune", str(tmp_path / "m.onnx"), "--providers", "opencl", "--output", str(tmp_path / "t.json")]
+    result = CliRunner().invoke(cli.main, args)
+    assert result.exit_code == 0, result.output
+    assert "choices measured" in result.output
+    (written,) = read_tables(tmp_path / "t.json")
+    monkeypatch.setenv("GPURT_CACHE_DIR", "")
+    shipped = session(content, "cpu", tuning_file=tmp_path / "t.json")
+    tables = shipped.tunings()["opencl:0"].choices.tables
+    assert any(t.choices == written.choices for t in tables)
+    np.testing.assert_allclose(shipped.run(None, {"x": x})[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_command_line_says_what_cannot_be_tuned(tmp_path: Path) -> None:
+    content, _, _ = product()
+    (tmp_path / "m.onnx").write_bytes(content)
+    result = CliRunner().invoke(cli.main, ["tune", str(tmp_path / "m.onnx"), "--providers", "cpu"])
+    assert result.exit_code == 1
+    assert "can be tuned" in result.output

@@ -196,7 +196,7 @@ class _Product:
 
     def _choose_tile(self, b: Mat | Panels | Columns) -> tuple[int, int]:
         default = self._tile()
-        if self.exact or min(self.size) == 1 or isinstance(self.size[1], Size):
+        if self.exact or any(isinstance(s, Size) for s in self.size) or min(self.size) == 1:
             return default
         wide = self.c.info.vector_width >= 16
         panels = -(-self.size[1] // 16)
