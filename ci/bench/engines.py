@@ -224,7 +224,6 @@ def main(
     result: dict[str, Any] = {
         "version": 1, "date": time.strftime("%Y-%m-%d %H:%M"), "machine": describe(), "threads": threads,
         "python": platform.python_version(), "rounds": rounds, "seconds": seconds, "models": {},
-        "command": " ".join(["python", "ci/bench/engines.py", *sys.argv[1:]]),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         for model in _models(models, pathlib.Path(folder)):

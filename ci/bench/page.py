@@ -143,8 +143,7 @@ def page(models: dict[str, Any], kernels: dict[str, Any]) -> str:
         "",
         IDLE,
         "",
-        f"    {models['command']}",
-        f"    {kernels['command']}",
+        f"    {models['page']}",
         "",
     ]
     return "\n".join(lines)
@@ -237,6 +236,11 @@ def main(
             [sys.executable, here / "kernels.py", "--providers", devices, "--rounds", str(rounds), "--json", KERNELS],
             check=True,
         )
+        run = json.loads(ENGINES.read_text())
+        folder = ["FOLDER"] if models else []
+        options = ["--engines", engines, "--devices", devices, "--rounds", str(rounds), "--seconds", str(seconds)]
+        run["page"] = " ".join(["python ci/bench/page.py", *folder, *options, "--min-ms", str(min_ms)])
+        ENGINES.write_text(json.dumps(run, indent=1) + "\n")
     draw()
 
 
