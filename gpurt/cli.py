@@ -228,6 +228,32 @@ def tune(
     tune_report(session, output)
 
 
+@main.command()
+@_MODEL
+@click.argument("target", type=click.Path(path_type=Path))
+@_providers
+@click.option("--level", default="extended", show_default=True, help="basic or extended.")
+@click.option("--opset", default=26, show_default=True, help="Version of ONNX's operators in the file.")
+@click.option("--external-data", is_flag=True, help="Write weights to a file of their own, TARGET.data.")
+def optimize(
+    model: Path, target: Path, providers: Sequence[str] | None, level: str, opset: int, external_data: bool
+) -> None:
+    """Optimize MODEL and write it to TARGET, as ONNX that gpurt and ONNX Runtime load.
+
+    Operators are fused where one of the providers (cpu unless given) has the fused kernel. What depends on a device,
+    layouts among it, is done when TARGET is loaded.
+    """
+    from gpurt.session.offline import optimize_file
+
+    made = optimize_file(
+        model, target, level=level, opset=opset, providers=providers or ("cpu",), external_data=external_data
+    )
+    files = ", ".join(map(str, made.files))
+    Console().print(
+        f"{made.before} nodes became {made.after}: {escape(files)}", highlight=False, soft_wrap=True
+    )  # fmt: skip
+
+
 def versions() -> dict[str, str]:
     """Versions of Python, gpurt and the packages it builds on, as far as they are installed."""
     found = {"python": platform.python_version(), "gpurt": __version__}

@@ -37,7 +37,6 @@ TUNING: Final = ("off", "cached", "online")
 _NOT_YET: Final = {
     "execution_mode",
     "inter_op_num_threads",
-    "optimized_model_filepath",
 }
 
 
@@ -95,6 +94,7 @@ class SessionOptions:
             gpurt.set_default_logger_severity and the application's logging.
         log_verbosity_level: under severity 0, how detailed (0 to 9).
         logid: a name for the session in log messages.
+        optimized_model_filepath: a file to write the optimized model to, up to level extended; "" for none.
         enable_profiling: note what is done and when, until InferenceSession.end_profiling.
         profile_file_prefix: path and beginning of the profile's file name.
     """
@@ -108,6 +108,7 @@ class SessionOptions:
         "log_severity_level",
         "log_verbosity_level",
         "logid",
+        "optimized_model_filepath",
         "partitioning",
         "pins",
         "plan_cache_bytes",
@@ -128,6 +129,7 @@ class SessionOptions:
     log_severity_level: int
     log_verbosity_level: int
     logid: str
+    optimized_model_filepath: str | os.PathLike[str]
     partitioning: str
     pins: Mapping[str, str]
     plan_cache_bytes: int
@@ -149,6 +151,7 @@ class SessionOptions:
             "log_severity_level": -1,
             "log_verbosity_level": 0,
             "logid": "",
+            "optimized_model_filepath": "",
             "partitioning": "cost",
             "pins": {},
             "plan_cache_bytes": 2 << 30,
@@ -186,6 +189,8 @@ class SessionOptions:
             raise InvalidArgument(f"tuning_budget is {value!r}", remedy="Give a number of seconds")
         elif name == "tuning_file" and value is not None and not isinstance(value, (str, os.PathLike)):
             raise InvalidArgument(f"tuning_file is {value!r}", remedy="Give a path, or None")
+        elif name == "optimized_model_filepath" and not isinstance(value, (str, os.PathLike)):
+            raise InvalidArgument(f"{name} is {value!r}", remedy="Give the path of a file to write")
         elif name == "pins":
             if not isinstance(value, Mapping) or not all(isinstance(t, str) for kv in value.items() for t in kv):
                 raise InvalidArgument(f"pins is {value!r}", remedy='Give a dictionary: {"op:Conv": "opencl:0"}')

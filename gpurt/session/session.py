@@ -34,6 +34,7 @@ from gpurt.session.dry_run import NotCompiled, check_shapes, predict
 from gpurt.session.explain import Explanation, explain
 from gpurt.session.feeds import check_feeds
 from gpurt.session.node_arg import NodeArg, arg
+from gpurt.session.offline import write
 from gpurt.session.opening import asked, check_strict, open_providers, with_settings
 from gpurt.session.profiling import Profile
 from gpurt.session.residence import Residence, check_apart
@@ -116,6 +117,8 @@ class InferenceSession:
             disabled=disabled, extra=options.transformers, providers=self._providers,
         )  # fmt: skip
         removed = report.removed
+        if options.optimized_model_filepath:
+            write(loaded, options.optimized_model_filepath)
         times["optimize"] = time.perf_counter()
         appended = options.strict and host.name not in {r.name for r in requests}
         settings = Settings(
