@@ -15,6 +15,7 @@ from gpurt.partitioner import CompiledGraph, Compiler, UnitItem
 from gpurt.plan.cache import PlanCache
 from gpurt.plan.plan import Plan
 from gpurt.plan.replay import watched
+from gpurt.plan.reserve import Reserve
 from gpurt.plan.runner import GraphRunner
 from gpurt.plan.trace import Trace, traced
 from gpurt.plan.unit_plans import UnitPlans
@@ -70,6 +71,7 @@ class Site:
                 self.devices.append(provider.device)
             self._spaces.append(numbers[provider.memory_space])
         self.usage = Usage()
+        self._reserve = Reserve()
         _SITES.add(self)
 
     def space(self, provider: int) -> int:
@@ -130,12 +132,12 @@ class Site:
         """A run with queues of its own, taken from the pool or the trace; all work is complete when it ends."""
         room = partial(relieve, self.memories)
         if trace is not None:
-            run = Run(trace.memories(self.memories), {}, room, options, traced, trace)
+            run = Run(trace.memories(self.memories), {}, room, options, traced, trace, self._reserve)
             streams = None
         else:
             with self.lock:
                 streams = self._idle.pop() if self._idle else {}
-            run = Run(self.memories, streams, room, options, None if options is None else watched)
+            run = Run(self.memories, streams, room, options, None if options is None else watched, None, self._reserve)
         try:
             yield run
         except BaseException:
@@ -143,6 +145,7 @@ class Site:
             raise
         finally:
             run.finish()
+            self._reserve.ended()
             self.usage = run.usage
             if streams is not None:
                 with self.lock:
@@ -176,6 +179,7 @@ class Site:
             spaces: whose arenas are shrunk; None for all.
         """
         self.plans.release()
+        self._reserve.release()
         wanted = range(len(self.memories)) if spaces is None else spaces
         return sum(memory.arena.shrink() for s in wanted if (memory := self.memories[s]) is not None)
 
