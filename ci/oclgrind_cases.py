@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gpurt_opencl import OpenCLProvider
 
 MS = "com.microsoft"
+LAST = "gpurt.channels_last"  # in the CPU class alone
 
 
 class Task(NamedTuple):
@@ -90,6 +91,23 @@ def further() -> Iterator[Task]:
         yield task("Conv", [f(*x), f(*w), f(w[0])], constant=(1, 2), **attrs)
         yield task("Conv", [f(*x), f(*w)], **attrs)
     yield task("ConvTranspose", [f(1, 4, 7, 6), f(4, 5, 3, 3), f(5)], constant=(1, 2), strides=(2, 2))
+    for x, w, attrs in (
+        ((1, 9, 8, 3), (20, 3, 3, 3), {"pads": (1, 1, 1, 1), "strides": (2, 1)}),
+        ((2, 5, 6, 7), (33, 7, 1, 1), {}),
+        ((1, 6, 7, 12), (18, 4, 3, 3), {"group": 3, "dilations": (1, 2), "pads": (1, 2, 1, 2)}),
+        ((1, 7, 9, 21), (21, 1, 3, 5), {"group": 21, "pads": (1, 4, 1, 4)}),
+        ((1, 21, 4), (5, 4, 3), {"strides": (2,), "pads": (1, 1)}),
+        ((1, 17, 18, 16), (32, 16, 3, 3), {"pads": (1, 1, 1, 1)}),  # by Winograd's minimal filtering
+    ):
+        yield task("Conv", [f(*x), f(*w), f(w[0])], constant=(1, 2), domain=LAST, **attrs)
+        yield task("Conv", [f(*x), f(*w)], constant=(1,), domain=LAST, **attrs)
+    for op in ("MaxPool", "AveragePool"):
+        yield task(op, [f(1, 9, 8, 19)], domain=LAST, kernel_shape=(3, 2), strides=(2, 2), ceil_mode=1)
+        yield task(op, [f(2, 11, 5)], domain=LAST, kernel_shape=(3,), pads=(1, 1))
+    padded = {"kernel_shape": (3, 2), "strides": (2, 1), "pads": (1, 1, 1, 0), "count_include_pad": 1}
+    yield task("AveragePool", [f(1, 8, 9, 21)], domain=LAST, **padded)
+    for channels, size in ((37, 5), (16, 4), (3, 7)):
+        yield task("LRN", [f(2, 3, 4, channels)], domain=LAST, size=size)
     for op in ("ReduceSum", "ReduceMax", "ReduceLogSumExp"):
         yield task(op, [f(2, 1500), i(1)])
         yield task(op, [f(300, 9), i(0)])

@@ -21,6 +21,7 @@ from rich.table import Table
 from gpurt import __version__
 from gpurt.cli_ops import ops
 from gpurt.cli_profile import report
+from gpurt.cli_tune import tune_report
 from gpurt.errors import GpurtError
 
 PACKAGES: Final = ("numpy", "onnx", "onnx-ir", "ml_dtypes", "pyopencl", "pocl-binary-distribution", "intel-opencl-rt")
@@ -193,6 +194,38 @@ def profile(
     for _ in range(runs + 1):
         session.run(None, feeds)
     report(session.end_profiling(), skip=1, top=top)
+
+
+@main.command()
+@_MODEL
+@_providers
+@_SHAPES
+@click.option("--budget", default=300.0, show_default=True, type=click.FloatRange(0), help="Seconds for measuring.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the devices' choices to a file, for shipping.")
+@click.option("--input", "given", type=click.Path(path_type=Path), help="A file of this kind to begin with.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random inputs.")
+def tune(
+    model: Path,
+    providers: Sequence[str] | None,
+    shapes: Sequence[str],
+    budget: float,
+    output: Path | None,
+    given: Path | None,
+    seed: int,
+) -> None:
+    """Measure the parameters of MODEL's kernels on the devices, and keep the best for later sessions.
+
+    Every winner's result is verified. Sessions take what is kept with SessionOptions.tuning "cached", the default; a
+    file of --output goes with an application and is given as SessionOptions.tuning_file.
+    """
+    import gpurt
+
+    options = gpurt.SessionOptions(tuning="online", tuning_budget=budget, tuning_file=given)
+    session = gpurt.InferenceSession(model, options, providers=providers)
+    wanted = parse_shapes(shapes, [i.name for i in session.get_inputs()])
+    feeds = {i.name: random_input(i, wanted.get(i.name), seed) for i in session.get_inputs()}
+    session.run(None, feeds)
+    tune_report(session, output)
 
 
 def versions() -> dict[str, str]:

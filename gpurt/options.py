@@ -30,6 +30,9 @@ _LEVELS: Final = {
 
 _PARTITIONING: Final = ("cost", "greedy")
 
+TUNING: Final = ("off", "cached", "online")
+"""Where the parameters of devices' kernels are from; see SessionOptions.tuning."""
+
 # Options of ONNX Runtime that users may reach for and gpurt does not have yet; setting one must not be silent.
 _NOT_YET: Final = {
     "execution_mode",
@@ -70,6 +73,11 @@ class SessionOptions:
     Attributes:
         graph_optimization_level: GraphOptimizationLevel, its number or its name. Default all.
         disabled_optimizers: names of optimizations that shall not run, global ones and rules; see gpurt.optimizer.
+        tuning: ``off``: kernels' parameters are heuristics'. ``cached``, the default: what was measured on the device
+            before, or on one like it, where a table knows the sizes or near ones. ``online``: the first plan for a
+            shape measures what no table knows, verifies the winners and keeps them for later sessions.
+        tuning_budget: seconds that measuring may take under ``online``; what comes later keeps its heuristics.
+        tuning_file: a file that ``gpurt tune --output`` wrote, shipped with an application; asked after the cache.
         transformers: optimizations added with :meth:`add_transformer`.
         partitioning: ``greedy``: the first provider in the list that can run a node takes it (ONNX Runtime's way).
             ``cost``, the default: the placement whose estimated work and copies take least; the list's order is a
@@ -107,6 +115,9 @@ class SessionOptions:
         "profile_file_prefix",
         "strict",
         "transformers",
+        "tuning",
+        "tuning_budget",
+        "tuning_file",
     )
 
     cache_dir: str | os.PathLike[str] | bool | None
@@ -124,6 +135,9 @@ class SessionOptions:
     profile_file_prefix: str
     strict: bool
     transformers: Sequence[Any]
+    tuning: str
+    tuning_budget: float
+    tuning_file: str | os.PathLike[str] | None
 
     def __init__(self, **values: Any) -> None:
         defaults: Mapping[str, Any] = {
@@ -142,6 +156,9 @@ class SessionOptions:
             "profile_file_prefix": "gpurt_profile",
             "strict": False,
             "transformers": (),
+            "tuning": "cached",
+            "tuning_budget": 30.0,
+            "tuning_file": None,
         }
         for name, value in {**defaults, **values}.items():
             setattr(self, name, value)
@@ -161,6 +178,14 @@ class SessionOptions:
                 f"partitioning is {value!r}{suggest(str(value), _PARTITIONING)}",
                 remedy=f"Use one of {', '.join(_PARTITIONING)}",
             )
+        elif name == "tuning" and value not in TUNING:
+            raise InvalidArgument(
+                f"tuning is {value!r}{suggest(str(value), TUNING)}", remedy=f"Use one of {', '.join(TUNING)}"
+            )
+        elif name == "tuning_budget" and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
+            raise InvalidArgument(f"tuning_budget is {value!r}", remedy="Give a number of seconds")
+        elif name == "tuning_file" and value is not None and not isinstance(value, (str, os.PathLike)):
+            raise InvalidArgument(f"tuning_file is {value!r}", remedy="Give a path, or None")
         elif name == "pins":
             if not isinstance(value, Mapping) or not all(isinstance(t, str) for kv in value.items() for t in kv):
                 raise InvalidArgument(f"pins is {value!r}", remedy='Give a dictionary: {"op:Conv": "opencl:0"}')

@@ -321,6 +321,10 @@ class Provider(ABC):
     def compile(self, partition: GraphView) -> Sequence[HostUnit | DeviceUnit]:
         """Turn granted nodes into units in topological order. A GpurtError hands the partition to the next provider."""
 
+    def trim(self) -> int:
+        """Optional: free memory of the host that is kept for later runs and that none uses now; bytes freed."""
+        return 0
+
     @classmethod
     def supported(cls) -> Mapping[tuple[str, str], SupportInfo] | None:
         """Optional: (domain, operator) -> what there is, known without a device. None: only get_capability tells.

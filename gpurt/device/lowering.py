@@ -13,6 +13,7 @@ import gpurt_kernels
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.scalars import SizedScalar
 from gpurt.device.table import OpTable
+from gpurt.device.tuning.choices import HEURISTICS, Choices, Key, V
 from gpurt.graph.view import NodeView, ValueView
 from gpurt.infer import infer
 from gpurt.provider import Operand, Refused
@@ -105,6 +106,7 @@ class Lowering:
     results: list[Ref]
     depth: int = 0
     epilogue: Epilogue | None = None
+    choices: Choices = HEURISTICS
 
     @property
     def cpu_class(self) -> bool:
@@ -171,6 +173,18 @@ class Lowering:
         if spec is None or spec.const is None:
             return None
         return self.constant(self.derive(spec.const, tag, pack))
+
+    def choose(self, family: str, sizes: Sequence[int], candidates: Sequence[V], default: V, kind: str = "") -> V:
+        """A kernel's parameter, from what was measured on the device; see gpurt.device.tuning.
+
+        Args:
+            family: the kernels and the parameter: "gemm.tile".
+            sizes: of the problem; symbolic ones get the default.
+            candidates: what is right here: numbers, names or tuples of numbers; the plainest first.
+            default: what a heuristic says.
+            kind: what else the choice depends on, such as dtype and epilogue.
+        """
+        return self.choices.choose(Key(family, kind, tuple(sizes)), candidates, default)
 
     def launch(
         self,
@@ -278,7 +292,7 @@ class Lowering:
         ]
         sub = Lowering(
             node, specs, outs, self.info, self.table, self.emitted, self.program, self.derive, refs,
-            [r for r in results if r is not None], self.depth + 1,
+            [r for r in results if r is not None], self.depth + 1, choices=self.choices,
         )  # fmt: skip
         row.lower(sub)
         return sub.results

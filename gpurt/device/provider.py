@@ -19,6 +19,7 @@ from gpurt.device.fusion import groups
 from gpurt.device.handed_on import HANDED_ON
 from gpurt.device.preference import preference
 from gpurt.device.table import TABLE, OpTable
+from gpurt.device.tuning import TUNING_OPTIONS, Choices, tuning_for
 from gpurt.device.unit import KernelUnit
 from gpurt.device.weights import Constants
 from gpurt.dtypes import onnx_name
@@ -45,6 +46,7 @@ MEMORY_OPTIONS: Mapping[str, str] = {
     "stream: its weights are copied at each run, while the layer before computes",
     "share_arena": "True: one arena for all sessions on the device that say so, with the same options",
     "kernel_class": "auto (default: by device), gpu or cpu: which variants of the kernels run",
+    **TUNING_OPTIONS,
 }
 
 
@@ -88,6 +90,7 @@ class DeviceProvider(Provider, DeviceMemory):
             raise InvalidArgument(f"share_arena is {shared!r}", provider=self.name, remedy="Give True or False")
         self.arena = _shared_arena(driver, tuple(terms.values()), make) if shared else make()
         self.constants = Constants(driver, self.arena)
+        self.tuning = tuning_for(self.info, options)
         self._programs: dict[bytes, Any] = {}
         self._binaries = binaries_for(driver, options.get("cache_dir"))
         self._build_lock = threading.Lock()
@@ -116,7 +119,13 @@ class DeviceProvider(Provider, DeviceMemory):
     def compile(self, partition: GraphView) -> Sequence[HostUnit | DeviceUnit]:
         """One unit a node, elementwise chains fused into one."""
         made: Iterable[DeviceUnit | tuple[NodeView, ...]] = groups(self, partition)
-        return [KernelUnit(self, g[0]) if isinstance(g, tuple) else g for g in made]
+        units = [KernelUnit(self, g[0]) if isinstance(g, tuple) else g for g in made]
+        return self.tuning.units(self, units)
+
+    @property
+    def choices(self) -> Choices:
+        """What lowerings ask for parameters of kernels."""
+        return self.tuning.choices
 
     def channels_last(self, node: NodeView) -> float:
         """In the CPU class convolutions and pools are faster so."""

@@ -42,6 +42,13 @@ _WIDE: Final = {
 _NARROW: Final = {Tile(6, 1): 1.0, Tile(5, 1): 1.1, Tile(4, 1): 1.2, Tile(2, 2): 1.3, Tile(1, 4): 1.6, Tile(1, 1): 4.0}
 
 
+def candidates(columns: int, vector_width: int) -> list[Tile]:
+    """The tiles worth trying for so many columns, the plainest first."""
+    panels = -(-columns // LANES)
+    found = [t for t in (_WIDE if vector_width >= LANES else _NARROW) if t.vectors <= panels]
+    return sorted(found, key=lambda t: (t.vectors, t.rows))
+
+
 def tile_for(
     rows: int, columns: int, vector_width: int, fits: Callable[[int], bool] = lambda _: True
 ) -> tuple[Tile, float]:

@@ -14,6 +14,7 @@ from gpurt.device.lowering import Call, Emitted, Launch, Lowering, Ref
 from gpurt.device.scalars import SizedScalar
 from gpurt.device.source import program_text
 from gpurt.device.table import OpTable
+from gpurt.device.tuning.choices import Choices
 from gpurt.device.weights import Constants
 from gpurt.graph.view import NodeView
 from gpurt.infer import infer
@@ -37,6 +38,9 @@ class Host(Protocol):
     @property
     def constants(self) -> Constants: ...
 
+    @property
+    def choices(self) -> Choices: ...
+
     def program(self, text: str, name: str) -> Any: ...
 
 
@@ -59,6 +63,7 @@ def lowering_for(
         derive=host.constants.derive,
         ins=[None if s is None else Ref(s, Operand("in", i)) for i, s in enumerate(specs)],
         results=[Ref(s, Operand("out", i)) for i, s in enumerate(outs)],
+        choices=host.choices,
     )
 
 

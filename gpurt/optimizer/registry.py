@@ -18,6 +18,7 @@ from gpurt.optimizer.fold import ConstantBranches, ConstantFolding, StaticShapes
 from gpurt.optimizer.inference import ShapeInference
 from gpurt.optimizer.loops import LoopInvariants
 from gpurt.optimizer.owner import Owners
+from gpurt.optimizer.projections import PackedProjections
 from gpurt.optimizer.recurrent import RecurrentLoopFusion
 from gpurt.optimizer.rewrite import RewriteRule, RuleSet
 from gpurt.optimizer.rules import all_rules
@@ -46,7 +47,7 @@ def transformers(
     """
     # Fresh ones each time: folding counts what it has spent.
     own: list[Any] = [StaticShapes(), ShapeArithmetic(), ConstantFolding(), ConstantBranches()]
-    own += [LoopInvariants(), RecurrentLoopFusion()]
+    own += [LoopInvariants(), RecurrentLoopFusion(), PackedProjections()]
     own += all_rules()
     added = [*(_plugins() if plugins else ()), *(made for item in extra for made in instances(item))]
     rules = [t for t in (*own, *added) if isinstance(t, RewriteRule)]

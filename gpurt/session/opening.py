@@ -51,8 +51,14 @@ def open_providers(requests: Sequence[registry.Request], *, asked: bool, strict:
 
 
 def with_settings(request: registry.Request, options: SessionOptions) -> registry.Request:
-    """A request with the session's threads and cache folder, if its provider has options for them without values."""
-    asked = {"intra_op_num_threads": options.intra_op_num_threads, "cache_dir": options.cache_dir}
+    """A request with the session's threads, caches and tuning, if its provider has options for them without values."""
+    asked = {
+        "intra_op_num_threads": options.intra_op_num_threads,
+        "cache_dir": options.cache_dir,
+        "tuning": "" if options.tuning == "cached" else options.tuning,
+        "tuning_budget": options.tuning_budget if options.tuning == "online" else 0,
+        "tuning_file": options.tuning_file,
+    }
     given = {name: value for name, value in asked.items() if value or value is False}
     known = registry.options(request.name) if given else {}
     return replace(request, options={**{k: v for k, v in given.items() if k in known}, **request.options})

@@ -200,6 +200,14 @@ class InferenceSession:
             held = self._runner.run(run, self._env(feeds, run))
             return [held[i].on_host(run) for i in wanted]
 
+    def tunings(self) -> dict[str, Any]:
+        """Device -> what is known and was measured about its kernels' parameters, a gpurt.device.tuning.Tuning.
+
+        Devices whose providers have nothing to tune are not there.
+        """
+        found = {p.device: getattr(p, "tuning", None) for p in self._providers}
+        return {device: tuning for device, tuning in found.items() if tuning is not None}
+
     def io_binding(self) -> IOBinding:
         """A new IOBinding: where runs find their inputs and leave their outputs."""
         return self.binding(self._inputs, self._outputs, self._residence, self._site)
@@ -367,7 +375,7 @@ class InferenceSession:
         return self._site.memory()
 
     def trim(self) -> int:
-        """Give device memory that no run needs now back to the devices; returns the bytes freed.
+        """Give memory that no run needs now back to the devices, and to the host; returns the bytes freed.
 
         Plans stay known; the next run takes memory for them again.
         """

@@ -51,6 +51,7 @@ class Site:
         self.lock = threading.RLock()
         self.building = threading.RLock()
         self.plans = plans
+        self._providers = providers
         self.devices: list[str] = ["cpu"]
         self.memories: list[DeviceMemory | None] = [None]
         self._spaces: list[int] = []
@@ -176,12 +177,13 @@ class Site:
         """Give idle plans' memory back to the arenas, and what these then have to spare to the devices; bytes freed.
 
         Args:
-            spaces: whose arenas are shrunk; None for all.
+            spaces: whose arenas are shrunk; None for all, and for what providers keep on the host.
         """
         self.plans.release()
         self._reserve.release()
+        kept = sum(p.trim() for p in self._providers) if spaces is None else 0
         wanted = range(len(self.memories)) if spaces is None else spaces
-        return sum(memory.arena.shrink() for s in wanted if (memory := self.memories[s]) is not None)
+        return kept + sum(memory.arena.shrink() for s in wanted if (memory := self.memories[s]) is not None)
 
 
 _SITES: weakref.WeakSet[Site] = weakref.WeakSet()

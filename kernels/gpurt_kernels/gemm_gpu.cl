@@ -1,13 +1,15 @@
-/* y = alpha * A * B + beta * C for GPUs: a group of 256 items computes a tile of 64 x 64, each item 4 x 4 of it.
+/* y = alpha * A * B + beta * C for GPUs: a group computes a tile of TILE_M x TILE_N, each item ROWS x COLUMNS of it.
 
-   Sixteen steps of the sum at a time are brought into local memory, in the order in which the operand lies in memory:
+   DEPTH steps of the sum at a time are brought into local memory, in the order in which the operand lies in memory:
    A_K_FAST says that A is contiguous along the sum, B_N_FAST that B is along its columns. Elements outside the matrices
    are read as zero. With B_TABLE the columns are output pixels of a convolution and B's element is at table[k] + the
-   pixel's position in padded planes (see conv_pad.cl), so nothing has to be checked. */
-#define TILE 64
-#define DEPTH 16
+   pixel's position in padded planes (see conv_pad.cl), so nothing has to be checked; there the items of a group are a multiple of
+   TILE_N, so that an item stays in its column. */
+#define ITEMS_N (TILE_N / COLUMNS)
+#define ITEMS_M (TILE_M / ROWS)
+#define ITEMS (ITEMS_M * ITEMS_N)
 
-KFN(256, 1, 1) gemm_gpu(
+KFN(ITEMS, 1, 1) gemm_gpu(
     INPUT(TA, a), const i64 rsa, const i64 csa, BATCH_STRIDES(a),
     INPUT(TB, b), const i64 rsb, const i64 csb, BATCH_STRIDES(b),
     TENSOR(T, y), const i64 rsy, BATCH_STRIDES(y),
@@ -18,8 +20,8 @@ KFN(256, 1, 1) gemm_gpu(
     INPUT(i32, table), const i32 plane_w, const i32 plane_h, const i32 out_w, const i32 out_h,
 #endif
     EPILOGUE_PARAMS BATCH_SIZES, const i32 M, const i32 N, const i32 K, const T_ACC alpha) {
-  SHARED T_ACC a_tile[DEPTH][TILE + 1];
-  SHARED T_ACC b_tile[DEPTH][TILE + 1];
+  SHARED T_ACC a_tile[DEPTH][TILE_M + 1];
+  SHARED T_ACC b_tile[DEPTH][TILE_N + 1];
   const i32 z = GROUP(2) + z_first, t = ITEM(0);
   OPEN_IN(TA, a);
   OPEN_IN(TB, b);
@@ -34,54 +36,55 @@ KFN(256, 1, 1) gemm_gpu(
 #if B_TABLE
   OPEN_IN(i32, table);
 #endif
-  const i32 m0 = GROUP(0) * TILE, n0 = GROUP(1) * TILE;
-  const i32 tm = t / 16, tn = t % 16; /* the item's rows are tm + 16 i, its columns tn + 16 j */
+  const i32 m0 = GROUP(0) * TILE_M, n0 = GROUP(1) * TILE_N;
+  /* The item's rows are tm + ITEMS_M * i, its columns tn + ITEMS_N * j. */
+  const i32 tm = t / ITEMS_N, tn = t % ITEMS_N;
 
 #if B_TABLE
-  const i32 column = n0 + t % TILE < N ? n0 + t % TILE : N - 1;
+  const i32 column = n0 + t % TILE_N < N ? n0 + t % TILE_N : N - 1;
   const i32 out_row = column / out_w;
   b += ((i64)(out_row / out_h) * plane_h + out_row % out_h) * plane_w + column % out_w;
 #endif
 
-  T_ACC acc[4][4];
+  T_ACC acc[ROWS][COLUMNS];
 #pragma unroll
-  for (i32 i = 0; i < 4; i++)
+  for (i32 i = 0; i < ROWS; i++)
 #pragma unroll
-    for (i32 j = 0; j < 4; j++) acc[i][j] = 0;
+    for (i32 j = 0; j < COLUMNS; j++) acc[i][j] = 0;
 
   for (i32 k0 = 0; k0 < K; k0 += DEPTH) {
-    for (i32 i = 0; i < 4; i++) {
+    for (i32 e = t; e < DEPTH * TILE_M; e += ITEMS) {
 #if A_K_FAST
-      const i32 k = t % DEPTH, m = t / DEPTH + 16 * i;
+      const i32 k = e % DEPTH, m = e / DEPTH;
 #else
-      const i32 m = t % TILE, k = t / TILE + 4 * i;
+      const i32 m = e % TILE_M, k = e / TILE_M;
 #endif
       a_tile[k][m] = m0 + m < M && k0 + k < K ? LD_TA(a, (i64)(m0 + m) * rsa + (i64)(k0 + k) * csa) : (T_ACC)0;
     }
-    for (i32 i = 0; i < 4; i++) {
+    for (i32 e = t; e < DEPTH * TILE_N; e += ITEMS) {
 #if B_TABLE
-      const i32 n = t % TILE, k = t / TILE + 4 * i;
+      const i32 n = e % TILE_N, k = e / TILE_N;
       b_tile[k][n] = k0 + k < K ? LD_TB(b, table[k0 + k]) : (T_ACC)0;
 #else
 #if B_N_FAST
-      const i32 n = t % TILE, k = t / TILE + 4 * i;
+      const i32 n = e % TILE_N, k = e / TILE_N;
 #else
-      const i32 k = t % DEPTH, n = t / DEPTH + 16 * i;
+      const i32 k = e % DEPTH, n = e / DEPTH;
 #endif
       b_tile[k][n] = n0 + n < N && k0 + k < K ? LD_TB(b, (i64)(k0 + k) * rsb + (i64)(n0 + n) * csb) : (T_ACC)0;
 #endif
     }
     BARRIER;
     for (i32 k = 0; k < DEPTH; k++) {
-      T_ACC u[4], v[4];
+      T_ACC u[ROWS], v[COLUMNS];
 #pragma unroll
-      for (i32 i = 0; i < 4; i++) u[i] = a_tile[k][tm + 16 * i];
+      for (i32 i = 0; i < ROWS; i++) u[i] = a_tile[k][tm + ITEMS_M * i];
 #pragma unroll
-      for (i32 j = 0; j < 4; j++) v[j] = b_tile[k][tn + 16 * j];
+      for (i32 j = 0; j < COLUMNS; j++) v[j] = b_tile[k][tn + ITEMS_N * j];
 #pragma unroll
-      for (i32 i = 0; i < 4; i++)
+      for (i32 i = 0; i < ROWS; i++)
 #pragma unroll
-        for (i32 j = 0; j < 4; j++) acc[i][j] += u[i] * v[j];
+        for (i32 j = 0; j < COLUMNS; j++) acc[i][j] += u[i] * v[j];
     }
     BARRIER;
   }
@@ -91,11 +94,11 @@ KFN(256, 1, 1) gemm_gpu(
   c += BATCH_AT(c, z);
 #endif
 #pragma unroll
-  for (i32 i = 0; i < 4; i++) {
-    const i32 m = m0 + tm + 16 * i;
+  for (i32 i = 0; i < ROWS; i++) {
+    const i32 m = m0 + tm + ITEMS_M * i;
 #pragma unroll
-    for (i32 j = 0; j < 4; j++) {
-      const i32 n = n0 + tn + 16 * j;
+    for (i32 j = 0; j < COLUMNS; j++) {
+      const i32 n = n0 + tn + ITEMS_N * j;
       if (m >= M || n >= N) continue;
       T_ACC v = acc[i][j] * alpha;
 #if HAS_C

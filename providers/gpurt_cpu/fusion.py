@@ -150,7 +150,7 @@ class FusedUnit:
         last = nodes[-1].outputs[0]
         assert last is not None
         steps = with_scaled_gates(self._steps(rest), self._constants)
-        self._chain = Chain(steps, empty) if steps else None
+        self._chain = Chain(steps, empty, self._constants) if steps else None
         self._result = self._numbers[last.name]
         if self._chain is not None and self._convolution is not None and self._pointwise(self._chain):
             self._convolution.after, self._chain = self._after(self._chain), None

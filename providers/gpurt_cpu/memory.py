@@ -49,6 +49,14 @@ class Recycler:
             pieces.append(piece)
             return piece[:count].reshape(shape)
 
+    def trim(self) -> int:
+        """Forget the pieces that nobody uses; returns their bytes."""
+        freed = 0
+        with self._lock:
+            while (at := _unused(self._pieces, 0, sys.maxsize)) is not None:
+                freed += self._pieces.pop(at).nbytes
+        return freed
+
     @property
     def nbytes(self) -> int:
         """Bytes of all pieces, in use or not."""

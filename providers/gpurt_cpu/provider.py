@@ -64,6 +64,10 @@ class CpuProvider(Provider):
             for g in groups(partition)
         ]
 
+    def trim(self) -> int:
+        """See Provider."""
+        return self._memory.trim()
+
 
 class NumpyUnit:
     """One node as a call of its NumPy kernel."""

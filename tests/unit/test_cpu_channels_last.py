@@ -250,6 +250,24 @@ def test_a_network_yields_what_the_reference_does_in_dense_memory():
             assert got.flags.writeable
 
 
+@pytest.mark.parametrize("size", [(7, 9), (60, 70), (40, 400)])
+def test_scales_by_channel_over_blocks(size):
+    nodes = [
+        node("Conv", ["x", "w"], ["c"]),
+        node("MaxPool", ["c"], ["m"], kernel_shape=[2, 1]),
+        node("BatchNormalization", ["m", "s", "t", "t", "s"], ["n"]),
+        node("Add", ["n", "m"], ["a"]),
+        node("Mul", ["a", "u"], ["b"]),
+        node("LeakyRelu", ["b"], ["y"]),
+    ]
+    scale, shift = np.abs(_normal(12)) + 1, _normal(12)
+    weights = {"w": _normal(12, 3, 1, 1), "s": scale, "t": shift, "u": shift.reshape(12, 1, 1)}
+    session, model = _session(nodes, weights, [None] * 4)
+    x = _normal(1, 3, *size)
+    (expected,) = ReferenceEvaluator(model).run(None, {"x": x})
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_results_stay_when_the_memory_of_a_run_is_used_again():
     session, _ = _session(*_network(), [None] * 4, ("y", "g"))
     first = session.run(None, {"x": _normal(1, 3, 40, 36)})
@@ -296,6 +314,17 @@ def test_a_piece_that_is_far_too_large_is_not_used():
     assert memory.nbytes > 400 * LEAST
     memory.empty((LEAST,))
     assert memory.nbytes > 404 * LEAST
+
+
+def test_trim_frees_what_no_array_uses():
+    session, _ = _session(*_network(), [None] * 4)
+    x = _normal(1, 3, 120, 120)
+    y = session.run(None, {"x": x})[0]
+    kept = y.copy()
+    assert session.trim() > y.nbytes
+    assert session.trim() == 0
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], kept)
+    np.testing.assert_array_equal(y, kept)
 
 
 def test_memory_goes_with_the_session():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -17,6 +17,7 @@ from onnx import TensorProto
 from test_optimizer_random import Graph, binary, clip, conv, reshape, transpose, unary, with_constant
 
 from gpurt import registry
+from gpurt.graph.channels_last import DOMAIN
 from gpurt.graph.view import NodeView
 
 F32 = TensorProto.FLOAT
@@ -154,9 +155,30 @@ def strided(g: Graph) -> None:
             g.add("Conv", [x, filters], sizes, strides=[2, 2], group=c)
 
 
+def transposed(g: Graph) -> None:
+    found = of_rank_4(g)
+    if found is not None and max(found[1][2:]) <= 4:
+        x, (n, c, h, w) = found
+        filters = g.constant(g.rng.uniform(-1, 1, (c, 4, 2, 2)))
+        g.add("ConvTranspose", [x, filters, g.numbers(4)], (n, 4, 2 * h, 2 * w), strides=[2, 2])
+
+
+def signal(g: Graph) -> None:
+    x = g.value(3)
+    if x is not None and g.shapes[x][2] >= 3:
+        n, c, length = g.shapes[x]
+        g.add("Conv", [x, g.constant(g.rng.uniform(-1, 1, (4, c, 3)))], (n, 4, length - 2))
+
+
+def local(g: Graph) -> None:
+    found = of_rank_4(g)
+    if found is not None:
+        g.add("LRN", [found[0]], found[1], size=3)
+
+
 STEPS = (
     *(conv, conv, conv, strided, unary, clip, with_constant, binary, transpose, reshape, pool, whole, concat, cut, pad),
-    *(resize, reduce, softmax, blocks, shuffle, places, product),
+    *(resize, reduce, softmax, blocks, shuffle, places, product, transposed, signal, local),
 )
 
 
@@ -190,6 +212,8 @@ def test_values_stay(case: Any) -> None:
 
 class ChoosyProvider(LastProvider):
     """It would rather have some nodes so, of any kind, and others not, by their names."""
+
+    lacks: ClassVar[frozenset[str]] = frozenset({f"{DOMAIN}.ConvTranspose", f"{DOMAIN}.LRN"})
 
     def channels_last(self, node: NodeView) -> float:
         return [-1000.0, -0.5, 0.0, 0.5, 1000.0][zlib.crc32(node.name.encode()) % 5]

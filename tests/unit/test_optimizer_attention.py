@@ -202,3 +202,36 @@ def test_what_takes_the_place_of_nan_must_be_zero():
     zero = w.nodes[[node.op_type for node in w.nodes].index("IsNaN") + 1].input[1]
     w.constants[zero] = np.float32(1)
     assert any("not zero" in r for r in refused(w.model(inputs_of("none"))))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_projections_of_one_value_are_one_product(bias):
+    w = Writer()
+    parts = []
+    for _ in "qkv":
+        y = w.MatMul("x", w.weight(HIDDEN, HIDDEN))
+        y = w.Add(w.weight(HIDDEN), y) if bias else y
+        parts.append(heads_first(w, w.Reshape(y, [0, 0, HEADS, SIZE])))
+    scores = w.Mul(w.MatMul(parts[0], w.Transpose(parts[1], perm=[0, 1, 3, 2])), 0.5)
+    joined(w, w.MatMul(w.Softmax(scores, axis=-1), parts[2]), "x")
+    model = w.model(inputs_of("none"))
+    ops, report, _ = optimized(model)
+    assert [o for o in ops if o in ("MatMul", "Add", "Split", "Attention")] == [
+        "MatMul", *(["Add"] if bias else []), "Split", "Attention"
+    ]  # fmt: skip
+    assert optimized(model, disabled=["PackedProjections"])[0].count("MatMul") == 3
+    same_values(model, feeds_of("none"))
+    many = w.model({"x": (F, [2, 9, HIDDEN])})
+    ops, report, _ = optimized(many)
+    assert ops.count("MatMul") == 3
+    assert any("keep each product busy" in m.reason for m in report.misses if m.rule == "PackedProjections")
+
+
+def test_projections_of_several_values_stay():
+    w = Writer()
+    q, k, v = (heads_first(w, project(w, x)) for x in ("x", "other", "other"))
+    w.MatMul(w.Softmax(w.MatMul(q, w.Transpose(k, perm=[0, 1, 3, 2])), axis=-1), v, _out="y")
+    dims = ["batch", "length", HIDDEN]
+    ops, report, _ = optimized(w.model({"x": (F, dims), "other": (F, dims)}))
+    assert ops.count("MatMul") == 3
+    assert any("from one value" in m.reason for m in report.misses if m.rule == "PackedProjections")

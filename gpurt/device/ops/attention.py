@@ -15,7 +15,7 @@ from gpurt.graph.view import NodeView
 from gpurt.provider import Refused
 
 
-def _present(c: Lowering, x: Heads, past: int, output: int) -> Heads:
+def present(c: Lowering, x: Heads, past: int, output: int) -> Heads:
     """Keys or values with those of the past before them, in the output for them where it is wanted."""
     if not c.has(past) and not c.wants(output):
         return x
@@ -60,8 +60,8 @@ def attention(c: Lowering) -> None:
     """
     node, y = c.node, c.output()
     q = Heads.of(c.input(0), node.attr("q_num_heads"))
-    k = _present(c, Heads.of(c.input(1), node.attr("kv_num_heads")), 4, 1)
-    v = _present(c, Heads.of(c.input(2), node.attr("kv_num_heads")), 5, 2)
+    k = present(c, Heads.of(c.input(1), node.attr("kv_num_heads")), 4, 1)
+    v = present(c, Heads.of(c.input(2), node.attr("kv_num_heads")), 5, 2)
     out = Heads.of(y, q.heads)
     batch, queries, keys = c.input(0).shape[0], q.length, k.length
     if max(queries, keys) >= 2**30:

@@ -16,7 +16,7 @@ from gpurt.device.ops.conv_shape import Geometry, geometry
 from gpurt.device.ops.depthwise import depthwise, is_depthwise
 from gpurt.device.ops.gemm import FLOAT32, I32_MAX, gemm
 from gpurt.device.ops.matrices import Columns, Mat, Panels, panels
-from gpurt.device.ops.winograd import TILE, filters_of, tiles_of, winograd
+from gpurt.device.ops.winograd import TILE, can_winograd, filters_of, tiles_of, winograd
 from gpurt.device.ops.winograd import pays as winograd_pays
 from gpurt.device.scalars import i32
 from gpurt.device.table import op
@@ -41,7 +41,7 @@ def conv(c: Lowering) -> None:
         raise Refused(f"Conv with {x.spec.rank - 2} spatial axes")
     g = geometry(c.node, x.shape, w.shape)
     bias = c.input(2) if c.has(2) else None
-    if c.cpu_class and x.dtype == FLOAT32 and y.size and winograd_pays(g):
+    if c.cpu_class and x.dtype == FLOAT32 and y.size and _by_winograd(c, g):
         filters = c.packed(1, "winograd", filters_of)
         if filters is not None:
             _, rows, columns = tiles_of(g)
@@ -57,6 +57,15 @@ def conv(c: Lowering) -> None:
 
 
 HEADS.add(conv)
+
+
+def _by_winograd(c: Lowering, g: Geometry) -> bool:
+    if not can_winograd(g) or c.specs[1] is None or c.specs[1].const is None:
+        return False
+    default = "winograd" if winograd_pays(g) else "direct"
+    sizes = (g.n, g.channels, g.filters, *g.out[1:])
+    kind = "float32" if c.epilogue is None else "float32 epilogue"
+    return c.choose("conv.3x3", sizes, ("direct", "winograd"), default, kind) == "winograd"
 
 
 def convolve(

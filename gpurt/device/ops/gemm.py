@@ -13,9 +13,11 @@ import numpy as np
 import gpurt_kernels
 from gpurt.device.epilogue import Epilogue
 from gpurt.device.lowering import Lowering, Ref
+from gpurt.device.ops.group_tiles import group_tile, items_of
 from gpurt.device.ops.matrices import Columns, Mat, Panels, position_count
 from gpurt.device.scalars import i32, i64
-from gpurt.device.tiles import tile_for
+from gpurt.device.tiles import Tile, tile_for
+from gpurt.device.tuning.choices import V
 from gpurt.provider import Refused
 from gpurt.symbolic import Size
 
@@ -27,6 +29,11 @@ _LEVELS: Final = 3  # batch levels that a kernel resolves itself
 _MAX_Z: Final = 65535
 _MANY: Final = 840  # rows that stand for any number, as many tiles divide it
 _AHEAD: Final = 512  # floats of a panel between what one row of A reads of B and what it asks for: 32 steps of the sum
+TILES: Final = {
+    True: (Tile(4, 1), Tile(8, 1), Tile(12, 1), Tile(8, 2), Tile(6, 2), Tile(4, 4), Tile(6, 4), Tile(5, 5), Tile(8, 3)),
+    False: (Tile(4, 1), Tile(5, 1), Tile(6, 1), Tile(2, 2), Tile(3, 2)),
+}
+"""Register tiles that tuning tries, by whether the device has vectors of 16."""
 _SKINNY: Final = 8  # rows up to which a GPU reads B for every column by itself
 
 
@@ -147,11 +154,14 @@ class _Product:
                 self._rows(b.t, a, y, 1, add, 0 if add is None else add.col, n)
                 return
         a = Mat(as_float(self.c, a.ref), a.row, a.col, a.batch)
-        rows, vectors = self._tile()
+        rows, vectors = self._choose_tile(b)
         if isinstance(b, Mat):
             # Packing pays where B is read often, or where its rows lie so that they crowd the same lines of the cache.
             often = m > 32 * rows or (m > 2 * rows and b.row % 256 == 0)
-            direct = b.col == 1 and n >= 16 * vectors and not often
+            direct = b.col == 1 and n >= 16 * vectors
+            if direct:
+                how = "packed" if often else "in place"
+                direct = self._choose("gemm.right", ("in place", "packed"), how) == "in place"
             b = Mat(as_float(self.c, b.ref), b.row, b.col, b.batch) if direct else self._pack(b)
         mode, b_row = (0, 0) if isinstance(b, Panels) else (1, b.row) if isinstance(b, Mat) else (2, 0)
         args: list[Ref | np.generic] = [
@@ -177,6 +187,23 @@ class _Product:
              "T_IS_FLOAT": int(y.ref.dtype == FLOAT32), "EXACT": self.exact, **once},
         )  # fmt: skip
 
+    def _choose(self, parameter: str, candidates: Sequence[V], default: V, operand: str = "") -> V:
+        """A measured parameter for products of this size, type, batch and epilogue."""
+        m, n, k = self.size
+        extra = " epilogue" if self.epilogue is not None else ""
+        sizes = (math.prod(self.batch), m, n, k)
+        return self.c.choose(parameter, sizes, candidates, default, f"float32{extra}{operand}")
+
+    def _choose_tile(self, b: Mat | Panels | Columns) -> tuple[int, int]:
+        default = self._tile()
+        if self.exact or min(self.size) == 1 or isinstance(self.size[1], Size):
+            return default
+        wide = self.c.info.vector_width >= 16
+        panels = -(-self.size[1] // 16)
+        tiles = [(t.rows, t.vectors) for t in TILES[wide] if t.vectors <= max(panels, 1)]
+        rows, vectors = self._choose("gemm.tile", tiles, tuple(default), f" {type(b).__name__.lower()}")
+        return rows, vectors
+
     def _tile(self) -> tuple[int, int]:
         """Rows and vectors of 16 of the register tile: as many accumulators as the device's registers hold."""
         m, n, _ = self.size
@@ -196,7 +223,8 @@ class _Product:
 
     def _row_split(self, m: int, rows: int, tiles: int, n: int, k: int) -> int:
         """Rows an item computes: all, unless there are too few tiles of columns to keep every core busy."""
-        items = min(8 * self.c.info.compute_units, max(m * n * k // 32768, 1))
+        per_core = self._choose("gemm.parts", (1, 2, 4, 8, 16), 8)
+        items = min(per_core * self.c.info.compute_units, max(m * n * k // 32768, 1))
         parts = max(-(-items // max(tiles * math.prod(self.batch), 1)), 1)
         return max(-(-m // (parts * rows)), 1) * rows
 
@@ -287,8 +315,11 @@ class _Product:
             grid = (-(-n * slices // items), 1)
             self._launch("gemm_skinny.cl", "gemm_skinny", args, numbers, grid, (items,), types, defines)
             return
+        tile = group_tile(self.c, self.size, math.prod(self.batch), y.ref.dtype, acc.itemsize, table=table)
+        rows, columns, depth, per_row, per_column = tile
+        defines |= {"TILE_M": rows, "TILE_N": columns, "DEPTH": depth, "ROWS": per_row, "COLUMNS": per_column}
         self._launch(
-            "gemm_gpu.cl", "gemm_gpu", args, numbers, (-(-m // 64), -(-n // 64)), (256,), types,
+            "gemm_gpu.cl", "gemm_gpu", args, numbers, (-(-m // rows), -(-n // columns)), (items_of(tile),), types,
             {**defines, "A_K_FAST": int(a.col == 1), "B_N_FAST": int(b_col == 1)},
         )  # fmt: skip
 

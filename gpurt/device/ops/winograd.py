@@ -35,9 +35,14 @@ def tiles_of(g: Geometry) -> tuple[int, int, int]:
     return g.n * rows * columns, rows, columns
 
 
+def can_winograd(g: Geometry) -> bool:
+    """Whether it is a convolution of the kind at all."""
+    return g.kernel == (1, 3, 3) and g.stride == g.dilation == (1, 1, 1) and g.group == 1 and g.size[0] == 1
+
+
 def pays(g: Geometry) -> bool:
     """Whether the products it saves are worth the transforms and the tiles' waste."""
-    if g.kernel != (1, 3, 3) or g.stride != (1, 1, 1) or g.dilation != (1, 1, 1) or g.group != 1 or g.size[0] != 1:
+    if not can_winograd(g):
         return False
     tiles, *_ = tiles_of(g)
     computed = -(-tiles // _LANES) * _LANES * 36

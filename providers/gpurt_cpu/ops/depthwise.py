@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from gpurt_cpu.memory import Empty
-from gpurt_cpu.ops.padding import PART, SCRATCH, Finish, Method, Padding
+from gpurt_cpu.ops.padding import PART, SCRATCH, Finish, Method, Padding, strided
 from gpurt_cpu.ops.table import Array
 
 _FEW: Final = 200  # channels below which einsum's inner loop had better run over several pixels
@@ -77,10 +76,12 @@ class _Runs(_Sums):
         return [_repeated(w, self.place.out[1])]
 
     def read(self, x: Array, empty: Empty) -> Sequence[Array]:
-        view = self.place.windows(self.place.apply(x, empty))
-        row, column, high, _, one = view.strides
-        shape = (*view.shape[:3], view.shape[3] * view.shape[4])
-        return [as_strided(view, shape, (row, column, high, one), writeable=False)]
+        place = self.place
+        x = place.apply(x, empty)
+        row, column, one = x.strides
+        shape = (*place.kernel, place.out[0], place.out[1] * x.shape[2])
+        strides = (row * place.dilations[0], column * place.dilations[1], row * place.strides[0], one)
+        return [strided(x, shape, strides)]
 
     def write(self, views: Sequence[Array], start: int, y: Array, _: Array) -> None:
         _add_up(views[0], start, self.weights[0], y)
@@ -101,7 +102,7 @@ class _Phases(_Sums):
         _, row, column, one = phases.strides
         strides = (row * place.dilations[0], column, row * place.strides[0], one)
         return [
-            as_strided(phase, (kh, w.shape[1], height, w.shape[2]), strides, writeable=False)
+            strided(phase, (kh, w.shape[1], height, w.shape[2]), strides)
             for phase, w in zip(phases, self.weights, strict=True)
         ]
 

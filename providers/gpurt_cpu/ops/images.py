@@ -12,13 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from gpurt.errors import InvalidArgument
 from gpurt_cpu.memory import Empty
 from gpurt_cpu.ops.common import ones_like_kernel, window_pads
 from gpurt_cpu.ops.depthwise import depthwise
-from gpurt_cpu.ops.padding import PART, SCRATCH, Finish, Method, Padding, last, matrix_of, split
+from gpurt_cpu.ops.padding import PART, SCRATCH, Finish, Method, Padding, last, matrix_of, split, strided
 from gpurt_cpu.ops.table import Array
 from gpurt_cpu.ops.winograd import Winograd, tile_for
 
@@ -200,12 +199,13 @@ class Convolution:
         dense = self._dilations[1] == 1
 
         def run(x: Array, y: Array, empty: Empty) -> None:
-            view = place.windows(place.apply(x, empty))
-            row, _, high, wide, step = view.strides
+            x = place.apply(x, empty)
             if dense:  # the taps of a row and their channels are one run
-                runs = as_strided(view, (height, width, kh, kw * x.shape[2]), (high, wide, row, step))
+                row, column, one = x.strides
+                strides = (row * self._strides[0], column * self._strides[1], row * self._dilations[0], one)
+                runs = strided(x, (height, width, kh, kw * x.shape[2]), strides)
             else:
-                runs = view.transpose(2, 3, 0, 1, 4)
+                runs = place.windows(x).transpose(2, 3, 0, 1, 4)
             columns = empty((rows * width, length))
             for start in range(0, height, rows):
                 part = runs[start : start + rows]

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
+from gpurt_cpu.ops.padding import strided
 from gpurt_cpu.ops.table import Array
 
 if TYPE_CHECKING:
@@ -91,9 +91,7 @@ class Winograd:
         def run(x: Array, y: Array, empty: Empty) -> None:
             x = place.apply(x, empty, shape=shape)
             row, column, step = x.strides
-            view = as_strided(
-                x, (edge, edge, high, wide, channels), (row, column, row * tile, column * tile, step), writeable=False
-            )
+            view = strided(x, (edge, edge, high, wide, channels), (row, column, row * tile, column * tile, step))
             cut = empty((edge * edge, rows * wide * channels))
             tiles = empty((edge * edge, rows * wide * channels))
             products = empty((edge * edge + 1, rows * wide * filters))

@@ -17,7 +17,7 @@ from gpurt.device.ops.conv_shape import Geometry, geometry
 from gpurt.device.ops.gemm import I32_MAX
 from gpurt.device.scalars import i32, i64
 from gpurt.device.table import op
-from gpurt.device.tiles import LANES, tile_for
+from gpurt.device.tiles import LANES, Tile, candidates, tile_for
 from gpurt.graph.channels_last import DOMAIN
 from gpurt.graph.view import NodeView
 from gpurt.provider import Refused
@@ -68,7 +68,7 @@ def geometry_of(node: NodeView, x: tuple[int, ...], w: tuple[int, ...]) -> Geome
 def _direct(c: Lowering, g: Geometry, x: Ref, y: Ref, bias: Ref | None) -> None:
     channels, filters = g.channels // g.group, g.filters // g.group
     pixels = g.n * g.pixels
-    tile, _ = tile_for(pixels, filters, c.info.vector_width)
+    tile = _tile(c, (g.group, pixels, filters, g.k))
     panels = -(-filters // (LANES * tile.vectors)) * tile.vectors
     w = c.packed(
         1, f"{g.group} groups of {panels} panels, channels last", partial(_panels, group=g.group, count=panels)
@@ -87,12 +87,12 @@ def _direct(c: Lowering, g: Geometry, x: Ref, y: Ref, bias: Ref | None) -> None:
     if c.epilogue is not None and c.epilogue.fits(g.filters):
         text, more = c.epilogue.text()
         args += [i64(0), *more]
-    sizes = (*g.size[1:], g.channels, *g.out[1:], g.filters, channels, filters, panels, *g.kernel[1:], *g.stride[1:],
+    numbers = (*g.size[1:], g.channels, *g.out[1:], g.filters, channels, filters, panels, *g.kernel[1:], *g.stride[1:],
              *g.dilation[1:], *g.begin[1:], pixels, rows)  # fmt: skip
     c.launch(
         text + "".join(gpurt_kernels.text(n) for n in ("batch.h", "lanes16.h", "conv_last.cl")),
         "conv_last",
-        [*args, *(i32(v) for v in sizes)],
+        [*args, *(i32(v) for v in numbers)],
         [tiles, -(-pixels // rows), g.group],
         defines={
             "MR": tile.rows,
@@ -102,6 +102,15 @@ def _direct(c: Lowering, g: Geometry, x: Ref, y: Ref, bias: Ref | None) -> None:
             "NEIGHBOURS": int(g.group == 1 and g.dilation[2] == 1 and g.kernel[2] > 1),
         },
     )
+
+
+def _tile(c: Lowering, sizes: tuple[int, int, int, int]) -> Tile:
+    """The register tile for groups, pixels, filters of a group and products of a sum: measured, or by the heuristic."""
+    _, pixels, filters, _ = sizes
+    known = [tuple(t) for t in candidates(filters, c.info.vector_width)]
+    default, _ = tile_for(pixels, filters, c.info.vector_width)
+    kind = "float32" if c.epilogue is None else "float32 epilogue"
+    return Tile(*c.choose("conv_last.tile", sizes, known, tuple(default), kind))
 
 
 def _panels(w: np.ndarray, group: int, count: int) -> np.ndarray:
