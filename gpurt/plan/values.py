@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from gpurt.errors import OutOfMemory, Terminated
+from gpurt.plan.reserve import Reserve
 from gpurt.plan.usage import Usage
 from gpurt.provider import BufferRef, DeviceMemory
 from gpurt.run_options import RunOptions
@@ -71,6 +72,7 @@ class Run:
         options: RunOptions | None = None,
         variant: Variant | None = None,
         trace: Trace | None = None,
+        reserve: Reserve | None = None,
     ) -> None:
         self.memories = memories
         self.options = options
@@ -86,6 +88,7 @@ class Run:
         self._after: list[Callable[[], None]] = []
         self._keep: list[Any] = []
         self.finished = False
+        self._reserve = Reserve() if reserve is None else reserve
         self.idle: dict[Plan, list[PlanState]] = {}  # states that nobody reads any more, for this run's next turns
         self.usage = Usage()
 
@@ -160,6 +163,27 @@ class Run:
         if self._streams:
             self._keep.append(value)
 
+    def block(self, space: int, nbytes: int) -> BufferRef:
+        """Memory for a value that no plan has a place for."""
+        ref = self._reserve.take(space, nbytes)
+        if ref is None:
+            arena = self.memory(space).arena
+            try:
+                ref = arena.alloc(nbytes)
+            except OutOfMemory:
+                self.make_room()
+                ref = arena.alloc(nbytes)
+            self.usage.allocated(space, 1)
+        return ref
+
+    def give_back(self, space: int, nbytes: int, ref: BufferRef) -> None:
+        """Take a block back, for further runs if this one still goes on; at once if it has ended."""
+        arena, reserve = self.memory(space).arena, self._reserve
+        if self.finished:
+            arena.free(ref)
+        else:
+            self._after.append(lambda: reserve.keep(space, nbytes, arena, ref))
+
     def after(self, action: Callable[[], None]) -> None:
         """Do something once all queues are empty: at the end of the run, or now if it has ended."""
         if self.finished:
@@ -221,17 +245,13 @@ class Held:
         if tensor is None:
             memory = run.memory(space)
             array = np.ascontiguousarray(self.on_host(run))
-            try:
-                ref = memory.arena.alloc(array.nbytes)
-            except OutOfMemory:
-                run.make_room()
-                ref = memory.arena.alloc(array.nbytes)
-            run.usage.allocated(space, 1)
+            nbytes = array.nbytes
+            ref = run.block(space, nbytes)
             if memory.shares_host:
                 memory.view(ref)[: array.nbytes] = array.reshape(-1).view(np.uint8)
             else:
                 run.keep((array, memory.write(ref, array, run.stream(space))))
-            lease = run.lease(lambda: run.after(lambda: memory.arena.free(ref)))
+            lease = run.lease(lambda: run.give_back(space, nbytes, ref))
             tensor = self.tensors[space] = DeviceTensor(ref, lease)
         return tensor.ref
 

@@ -15,6 +15,7 @@ from gpurt.partitioner import CompiledGraph, Compiler, UnitItem
 from gpurt.plan.cache import PlanCache
 from gpurt.plan.plan import Plan
 from gpurt.plan.replay import watched
+from gpurt.plan.reserve import Reserve
 from gpurt.plan.runner import GraphRunner
 from gpurt.plan.trace import Trace, traced
 from gpurt.plan.unit_plans import UnitPlans
@@ -71,6 +72,7 @@ class Site:
                 self.devices.append(provider.device)
             self._spaces.append(numbers[provider.memory_space])
         self.usage = Usage()
+        self._reserve = Reserve()
         _SITES.add(self)
 
     def space(self, provider: int) -> int:
@@ -131,12 +133,12 @@ class Site:
         """A run with queues of its own, taken from the pool or the trace; all work is complete when it ends."""
         room = partial(relieve, self.memories)
         if trace is not None:
-            run = Run(trace.memories(self.memories), {}, room, options, traced, trace)
+            run = Run(trace.memories(self.memories), {}, room, options, traced, trace, self._reserve)
             streams = None
         else:
             with self.lock:
                 streams = self._idle.pop() if self._idle else {}
-            run = Run(self.memories, streams, room, options, None if options is None else watched)
+            run = Run(self.memories, streams, room, options, None if options is None else watched, None, self._reserve)
         try:
             yield run
         except BaseException:
@@ -144,6 +146,7 @@ class Site:
             raise
         finally:
             run.finish()
+            self._reserve.ended()
             self.usage = run.usage
             if streams is not None:
                 with self.lock:
@@ -177,6 +180,7 @@ class Site:
             spaces: whose arenas are shrunk; None for all, and for what providers keep on the host.
         """
         self.plans.release()
+        self._reserve.release()
         kept = sum(p.trim() for p in self._providers) if spaces is None else 0
         wanted = range(len(self.memories)) if spaces is None else spaces
         return kept + sum(memory.arena.shrink() for s in wanted if (memory := self.memories[s]) is not None)

@@ -210,3 +210,36 @@ def test_every_device_of_the_session_is_reported(sim, null):
     session.run(None, square(8))
     assert set(session.memory()) == {"sim:0", "null:0"}
     assert all(isinstance(m, DeviceMemory) for m in session._site.memories[1:])
+
+
+def reading_loop():
+    """A loop whose body reads, on the device, a value that only the host has."""
+    body = helper.make_graph(
+        [n("Identity", ["go"], ["on"]), n("Add", ["v", "outer"], ["w"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", I64, []),
+            helper.make_tensor_value_info("go", BOOL, []),
+            helper.make_tensor_value_info("v", F16, ["n", "n"]),
+        ],
+        [helper.make_tensor_value_info("on", BOOL, []), helper.make_tensor_value_info("w", F16, ["n", "n"])],
+    )
+    nodes = [n("Min", ["x", "x"], ["outer"]), n("Loop", ["count", "", "x"], ["y"], body=body)]
+    return make_model(nodes, {"x": (F16, ["n", "n"])}, ["y"], {"count": np.array(3, np.int64)})
+
+
+def test_values_that_a_body_reads_take_the_same_memory_at_each_run(sim):
+    session = gpurt.InferenceSession(reading_loop(), GREEDY, providers=[sim, "cpu"])
+    for _ in range(3):
+        np.testing.assert_array_equal(session.run(None, square(16))[0], 4 * square(16)["x"])
+    assert session.memory()["sim:0"]["allocations_last_run"] == 0
+    held = session.memory()["sim:0"]["held"]
+    assert session.trim() == held
+    np.testing.assert_array_equal(session.run(None, square(16))[0], 4 * square(16)["x"])
+
+
+def test_memory_of_sizes_that_do_not_come_back_is_given_up(sim):
+    session = gpurt.InferenceSession(reading_loop(), GREEDY, providers=[sim, "cpu"])
+    for size in range(4, 44):
+        session.run(None, square(size))
+    assert len(session._site._reserve._blocks) <= 5
