@@ -24,9 +24,14 @@ _G = np.array(
 
 
 def filters_of(w: np.ndarray) -> np.ndarray:
-    """Filters [F, C, 3, 3] as the 36 left operands, float32 [36, F, C]; transformed in float64."""
-    tiles = np.kron(_G, _G) @ w.reshape(-1, 9).T.astype(np.float64)
-    return tiles.astype(np.float32).reshape(36, *w.shape[:2])
+    """Filters [F, C, 3, 3] as the 36 left operands, float32 [36, F, C]."""
+    return transformed(w.reshape(-1, 9).T).reshape(36, *w.shape[:2])
+
+
+def transformed(taps: np.ndarray) -> np.ndarray:
+    """Filters [9, count], in any order, as float32 [36, count]; computed in float64."""
+    made: np.ndarray = (np.kron(_G, _G) @ taps.astype(np.float64)).astype(np.float32)
+    return made
 
 
 def tiles_of(g: Geometry) -> tuple[int, int, int]:
