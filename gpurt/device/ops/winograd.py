@@ -21,6 +21,8 @@ _LANES = 16
 _G = np.array(
     [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]
 ) / 24  # fmt: skip
+_GG = np.kron(_G, _G)
+_CHUNK = 1024
 
 
 def filters_of(w: np.ndarray) -> np.ndarray:
@@ -30,7 +32,9 @@ def filters_of(w: np.ndarray) -> np.ndarray:
 
 def transformed(taps: np.ndarray) -> np.ndarray:
     """Filters [9, count], in any order, as float32 [36, count]; computed in float64."""
-    made: np.ndarray = (np.kron(_G, _G) @ taps.astype(np.float64)).astype(np.float32)
+    made = np.empty((36, taps.shape[1]), np.float32)
+    for start in range(0, taps.shape[1], _CHUNK):  # in a core's cache
+        made[:, start : start + _CHUNK] = _GG @ taps[:, start : start + _CHUNK].astype(np.float64)
     return made
 
 
