@@ -33,6 +33,8 @@ def process(path: pathlib.Path, provider: str, caches: pathlib.Path, pocl: pathl
     command = [sys.executable, __file__, "--measure", provider, str(path)]
     pocl.mkdir(parents=True)
     env = os.environ | {"GPURT_CACHE_DIR": str(caches), "POCL_CACHE_DIR": str(pocl)}
+    # Modules compiled to bytecode, as installing a package leaves them.
+    env |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(caches.parent / "bytecode")}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
