@@ -42,6 +42,9 @@ class Epilogue(Kernel):
         self._c, self._out, self._head, self._root = c, out, head, root
         self._steps, self._leaves, self._attrs = [], {}, {}
         self._collect(root)
+        for step in self._steps:  # one program, whichever side of a sum the product is on
+            if step.node.op_type in ("Add", "Mul") and len(step.operands) == 2 and step.operands[1] is head:
+                step.operands = step.operands[::-1]
         self._vector = False
         self._body = self._write()
         self._wide = c.cpu_class and c.info.dialect == "opencl"

@@ -7,17 +7,16 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
-from time import perf_counter_ns
 from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 
-from gpurt import logs
 from gpurt.device.binaries import binaries_for
 from gpurt.device.driver import DeviceInfo, Driver, FollowingDriver, SharingDriver, TimingDriver
 from gpurt.device.fusion import groups
 from gpurt.device.handed_on import HANDED_ON
 from gpurt.device.preference import preference
+from gpurt.device.progress import Progress
 from gpurt.device.table import TABLE, OpTable
 from gpurt.device.tuning import TUNING_OPTIONS, Choices, tuning_for
 from gpurt.device.unit import KernelUnit
@@ -48,9 +47,6 @@ MEMORY_OPTIONS: Mapping[str, str] = {
     "kernel_class": "auto (default: by device), gpu or cpu: which variants of the kernels run",
     **TUNING_OPTIONS,
 }
-
-
-logger = logs.get(__name__)
 
 MOST_PROGRAMS: Final = 1024
 """Programs that a provider keeps for plans to come, whether or not a plan uses them; the oldest goes first."""
@@ -94,6 +90,7 @@ class DeviceProvider(Provider, DeviceMemory):
         self._programs: dict[bytes, Any] = {}
         self._binaries = binaries_for(driver, options.get("cache_dir"))
         self._build_lock = threading.Lock()
+        self._progress = Progress(device)
 
     @classmethod
     def supported(cls) -> Mapping[tuple[str, str], SupportInfo]:
@@ -152,11 +149,10 @@ class DeviceProvider(Provider, DeviceMemory):
         return None if self._binaries is None else self._binaries.load(text, name)
 
     def _built(self, text: str, name: str) -> Any:
-        start = perf_counter_ns()
-        program = self.driver.build(text, name)
-        if self._binaries is not None:
-            self._binaries.keep(text, program)
-        logger.debug("%s: kernel for %s built, %.1f ms", self.device, name, (perf_counter_ns() - start) / 1e6)
+        with self._progress.compiling(name):
+            program = self.driver.build(text, name)
+            if self._binaries is not None:  # drivers may compile only now
+                self._binaries.keep(text, program)
         return program
 
     def stream(self) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from gpurt.errors import InvalidArgument
 from gpurt.provider import Unavailable
-from gpurt_opencl.runtimes import intel_library, vendors
+from gpurt_opencl.runtimes import compile_once, intel_library, vendors
 
 KINDS: Final = ("gpu", "accelerator", "cpu", "emulator")
 
@@ -145,6 +145,7 @@ def _discover() -> _Found:
 
 def _look() -> _Found:
     library = intel_library()
+    compile_once()
     notes: list[str] = []
     try:
         with vendors(library):

@@ -21,6 +21,8 @@ from typing import Final
 VARIABLE: Final = "OCL_ICD_VENDORS"
 SYSTEM: Final = "/etc/OpenCL/vendors"
 
+SPECIALIZATION: Final = "POCL_WORK_GROUP_SPECIALIZATION"
+
 # Intel's driver looks these up by name when it builds a program; the wheels put them where no loader looks.
 _PRELOAD: Final = ("libintlc.so.5", "libirng.so", "libsvml.so", "libimf.so")
 
@@ -64,6 +66,16 @@ def vendors(library: Path | None) -> Iterator[None]:
         else:
             os.environ[VARIABLE] = given
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def compile_once() -> None:
+    """Let PoCL run what it compiled for a program's binary.
+
+    Without this it compiles each kernel again at its first launch, for grids that begin at 0 and are small, which is
+    no faster here and takes as long as the first time; binaries do not have that form, so it is in no cache of ours.
+    A value that the user gave stays.
+    """
+    os.environ.setdefault(SPECIALIZATION, "0")
 
 
 def _folders(given: str | None) -> list[str]:

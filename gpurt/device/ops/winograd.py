@@ -21,12 +21,21 @@ _LANES = 16
 _G = np.array(
     [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]
 ) / 24  # fmt: skip
+_GG = np.kron(_G, _G)
+_CHUNK = 1024
 
 
 def filters_of(w: np.ndarray) -> np.ndarray:
-    """Filters [F, C, 3, 3] as the 36 left operands, float32 [36, F, C]; transformed in float64."""
-    tiles = np.kron(_G, _G) @ w.reshape(-1, 9).T.astype(np.float64)
-    return tiles.astype(np.float32).reshape(36, *w.shape[:2])
+    """Filters [F, C, 3, 3] as the 36 left operands, float32 [36, F, C]."""
+    return transformed(w.reshape(-1, 9).T).reshape(36, *w.shape[:2])
+
+
+def transformed(taps: np.ndarray) -> np.ndarray:
+    """Filters [9, count], in any order, as float32 [36, count]; computed in float64."""
+    made = np.empty((36, taps.shape[1]), np.float32)
+    for start in range(0, taps.shape[1], _CHUNK):  # in a core's cache
+        made[:, start : start + _CHUNK] = _GG @ taps[:, start : start + _CHUNK].astype(np.float64)
+    return made
 
 
 def tiles_of(g: Geometry) -> tuple[int, int, int]:

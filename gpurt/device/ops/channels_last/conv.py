@@ -117,6 +117,9 @@ def _panels(w: np.ndarray, group: int, count: int) -> np.ndarray:
     """Filters [M, C, ...] as [group, panel, taps, C, 16], filled up with zeros."""
     filters, channels = len(w) // group, w.shape[1]
     taps = math.prod(w.shape[2:])
-    padded = np.zeros((group, count * LANES, channels, taps), np.float32)
-    padded[:, :filters] = w.reshape(group, filters, channels, taps)
-    return padded.reshape(group, count, LANES, channels, taps).transpose(0, 1, 4, 3, 2)
+    w = w.reshape(group, filters, channels, taps)
+    made = np.zeros((group, count, taps, channels, LANES), np.float32)
+    for panel in range(-(-filters // LANES)):  # what a panel takes stays in the cache
+        part = w[:, panel * LANES : (panel + 1) * LANES]
+        made[:, panel, ..., : part.shape[1]] = part.transpose(0, 3, 2, 1)
+    return made

@@ -15,7 +15,7 @@ from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.conv_shape import Geometry
 from gpurt.device.ops.gemm import FLOAT32
-from gpurt.device.ops.winograd import TILE, filters_of
+from gpurt.device.ops.winograd import TILE, transformed
 from gpurt.device.scalars import i32, i64
 from gpurt.device.tiles import LANES, Tile, tile_for
 
@@ -68,8 +68,12 @@ class Blocks:
     @staticmethod
     def pack(w: np.ndarray) -> np.ndarray:
         """Filters [F, C, 3, 3] as [36, panel, C, 16]."""
-        made = filters_of(w)
-        return made.reshape(36, len(w) // LANES, LANES, w.shape[1]).transpose(0, 1, 3, 2)
+        count, channels = len(w) // LANES, w.shape[1]
+        made = np.empty((36, count, channels, LANES), np.float32)
+        for panel in range(count):  # what a panel takes stays in the cache
+            part = w[panel * LANES : (panel + 1) * LANES]
+            made[:, panel] = transformed(part.transpose(2, 3, 1, 0).reshape(9, -1)).reshape(36, channels, LANES)
+        return made
 
 
 def _direct_cost(g: Geometry, info: DeviceInfo) -> float:
