@@ -20,8 +20,12 @@ from gpurt.device.scalars import i32, i64
 from gpurt.device.tiles import LANES, Tile, tile_for
 
 _CACHE = 512 * 1024  # bytes of a core's second-level cache that a block's operands and products should not exceed
-_FILTERS = 5  # tiles that could be computed while a block's filters are read
-_TRANSFORM = 0.3  # of a vector's two transforms, in products of a tile of one vector by 16 channels
+
+# In products of one tile with 16 filters, by all channels:
+_COLD = 16  # to read 16 filters that no cache has: in a model, the other layers' have driven them out
+_WARM = 5  # to read them again for another block, where they are more than a core's cache holds
+_KEPT = 1  # and where they are not
+_TRANSFORM = 10.8  # to transform a tile's operands, or as many products
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class Blocks:
         tiles: in all images.
         size: tiles of a block.
         items: work-items, each of which computes one block after another.
+        parts: into which the filters are cut, with items of their own.
         tile: register tile of the products.
     """
 
@@ -41,6 +46,7 @@ class Blocks:
     tiles: int
     size: int
     items: int
+    parts: int
     tile: Tile
 
     @staticmethod
@@ -54,15 +60,15 @@ class Blocks:
         tiles, units = g.n * rows * columns, info.compute_units
         panels = g.filters // LANES
         best, least = None, _direct_cost(g, info)
-        for count in range(units, 16 * units + 1, units):
-            size = -(-tiles // count)
-            tile, products = tile_for(size, g.filters, info.vector_width, lambda v: panels % v == 0)
-            transforms = _TRANSFORM * size * 36 * LANES * (1 / g.filters + 1 / g.channels) * panels
-            cost = count / units * (36 * (products + _FILTERS * panels) + transforms)
-            if 36 * size * (g.channels + g.filters) * FLOAT32.itemsize > _CACHE:
-                cost *= 1.1
-            if cost < least:
-                best, least = Blocks(rows, columns, tiles, size, min(2 * units, -(-tiles // size)), tile), cost
+        for parts in (p for p in (1, 2, 4, 8) if panels % p == 0):
+            for count in range(1, 16 * units + 1):
+                if count * parts % units:
+                    continue
+                size = -(-tiles // count)
+                tile, cost = _cost(g, info, size, count, parts)
+                if cost < least:
+                    items = min(max(2 * units // parts, 1), -(-tiles // size))
+                    best, least = Blocks(rows, columns, tiles, size, items, parts, tile), cost
         return best
 
     @staticmethod
@@ -76,10 +82,24 @@ class Blocks:
         return made
 
 
+def _cost(g: Geometry, info: DeviceInfo, size: int, count: int, parts: int) -> tuple[Tile, float]:
+    """The tile for blocks of a size, and what that many blocks by parts of the filters cost a core."""
+    panels, units = g.filters // LANES // parts, info.compute_units
+    tile, products = tile_for(size, panels * LANES, info.vector_width, lambda v: panels % v == 0)
+    blocks = count * parts / units
+    own = min(max(parts / units, 1.0), blocks)  # parts of the filters that a core reads
+    large = 36 * g.channels * panels * LANES * FLOAT32.itemsize > 2 * _CACHE
+    reads = own * _COLD + (blocks - own) * (_WARM if large else _KEPT)
+    transforms = _TRANSFORM * size * (1 + panels * LANES / g.channels)
+    cost = blocks * (36 * products + transforms) + 36 * panels * reads
+    over = 36 * size * (g.channels + panels * LANES) * FLOAT32.itemsize > _CACHE
+    return tile, cost * (1.1 if over else 1.0)
+
+
 def _direct_cost(g: Geometry, info: DeviceInfo) -> float:
-    """What the direct convolution costs a core, in rows of one vector by all channels."""
-    pixels = -(-g.n * g.pixels // info.compute_units)
-    return 9 * tile_for(pixels, g.filters, info.vector_width)[1]
+    """What the direct convolution costs a core."""
+    pixels, panels = -(-g.n * g.pixels // info.compute_units), g.filters // LANES
+    return 9 * (tile_for(pixels, g.filters, info.vector_width)[1] + _COLD * panels / info.compute_units)
 
 
 def winograd(c: Lowering, g: Geometry, blocks: Blocks, x: Ref, u: Ref, y: Ref, bias: Ref | None) -> None:
@@ -94,8 +114,9 @@ def winograd(c: Lowering, g: Geometry, blocks: Blocks, x: Ref, u: Ref, y: Ref, b
         y: the result, [n, height, width, filters].
         bias: one for each filter, or None.
     """
-    v = c.temp(FLOAT32, (blocks.items, 36, blocks.size, g.channels))
-    m = c.temp(FLOAT32, (blocks.items, 36, blocks.size, g.filters))
+    part = g.filters // blocks.parts
+    v = c.temp(FLOAT32, (blocks.items * blocks.parts, 36, blocks.size, g.channels))
+    m = c.temp(FLOAT32, (blocks.items * blocks.parts, 36, blocks.size, part))
     text, args = "", list[Ref | np.generic]([x, u, c.constant(np.zeros(LANES, np.float32)), v, m, y])
     if bias is not None:
         args.append(bias)
@@ -103,11 +124,11 @@ def winograd(c: Lowering, g: Geometry, blocks: Blocks, x: Ref, u: Ref, y: Ref, b
         text, more = c.epilogue.text()
         args += [i64(0), *more]
     sizes = (blocks.tiles, blocks.size, blocks.rows, blocks.columns, *g.size[1:], g.channels, *g.out[1:], g.filters,
-             *g.begin[1:])  # fmt: skip
+             part, *g.begin[1:])  # fmt: skip
     c.launch(
         text + "".join(gpurt_kernels.text(n) for n in ("batch.h", "lanes16.h", "winograd.h", "winograd_last.cl")),
         "winograd_last",
         [*args, *(i32(s) for s in sizes)],
-        [blocks.items],
+        [blocks.items, blocks.parts],
         defines={"MR": blocks.tile.rows, "NV": blocks.tile.vectors, "HAS_BIAS": int(bias is not None)},
     )
