@@ -31,7 +31,7 @@ OPSET: Final = 26
 LARGE: Final = (1 << 31) - (1 << 24)
 """Bytes from which on weights go into a file beside the model: a protobuf message holds less than 2 GiB."""
 
-_OLDEST: Final = 13
+_OLDEST: Final = 22  # from here on newer forms of operators have more types and attributes, but no other meaning
 _TREES: Final = ("TreeEnsembleClassifier", "TreeEnsembleRegressor")
 
 
@@ -73,8 +73,6 @@ def optimize_file(
             f"a file cannot hold a model of level {level!r}: layouts are chosen for the device that loads it",
             remedy=f"Use one of {', '.join(_LEVELS)}",
         )
-    if Path(source).exists() and Path(target).exists() and os.path.samefile(source, target):
-        raise InvalidArgument(f"{str(target)!r} is the model itself", remedy="Give another file")
     loaded = load(source)
     before = sum(1 for _ in loaded.model.graph.all_nodes())
     differentiate(loaded.model, loaded.names)
@@ -96,6 +94,8 @@ def write(
 ) -> list[Path]:
     """Write an optimized model; the files written. Errors as for optimize_file."""
     path = Path(target)
+    if loaded.path is not None and path.exists() and os.path.samefile(loaded.path, path):
+        raise InvalidArgument(f"{str(path)!r} is the model itself", remedy="Give another file")
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
         raise NoSuchFile(f"{str(path)!r} {what}", remedy="Give the path of a file in a folder that exists")
