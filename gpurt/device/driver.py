@@ -36,6 +36,9 @@ class DeviceInfo:
     memory: int = 1 << 32
     base_align: int = 128
     shares_host: bool = False  # computes in the host's memory, all of which the host can see
+    sleeps: bool = (
+        False  # a CPU whose driver's threads sleep between launches: waking them takes longer than small kernels
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +143,17 @@ class SharingDriver(Driver, Protocol):
 
     def wrap(self, array: np.ndarray) -> Any:
         """A buffer over a contiguous host array at a 64-byte boundary, which it keeps alive."""
+
+
+@runtime_checkable
+class AddressingDriver(SharingDriver, Protocol):
+    """Optional where DeviceInfo.shares_host is set: what persistent kernels need, see gpurt.device.persistent."""
+
+    def address(self, buffer: Any) -> int:
+        """Where kernels see the buffer: the number that a pointer to its first byte has, for as long as it exists."""
+
+    def done(self, token: Any) -> bool:
+        """Whether what a launch returned is complete."""
+
+    def wait(self, token: Any) -> None:
+        """Wait until it is."""

@@ -12,9 +12,20 @@ from typing import Any, ClassVar, Final, cast
 import numpy as np
 
 from gpurt.device.binaries import binaries_for
-from gpurt.device.driver import DeviceInfo, Driver, FollowingDriver, SharingDriver, TimingDriver
+from gpurt.device.driver import (
+    AddressingDriver,
+    DeviceInfo,
+    Driver,
+    FollowingDriver,
+    Launcher,
+    SharingDriver,
+    TimingDriver,
+)
 from gpurt.device.fusion import groups
 from gpurt.device.handed_on import HANDED_ON
+from gpurt.device.lowering import Launch
+from gpurt.device.persistent import Part, Programs
+from gpurt.device.persistent.part import Arg
 from gpurt.device.preference import preference
 from gpurt.device.progress import Progress
 from gpurt.device.table import TABLE, OpTable
@@ -33,6 +44,7 @@ from gpurt.provider import (
     DeviceUnit,
     HostUnit,
     Provider,
+    Step,
     SupportInfo,
 )
 
@@ -45,6 +57,8 @@ MEMORY_OPTIONS: Mapping[str, str] = {
     "stream: its weights are copied at each run, while the layer before computes",
     "share_arena": "True: one arena for all sessions on the device that say so, with the same options",
     "kernel_class": "auto (default: by device), gpu or cpu: which variants of the kernels run",
+    "persistent_kernels": "auto (default: where a driver's threads sleep between launches, as PoCL's), True or False: "
+    "the launches of a plan as one; for devices that compute in the host's memory",
     **TUNING_OPTIONS,
 }
 
@@ -91,6 +105,11 @@ class DeviceProvider(Provider, DeviceMemory):
         self._binaries = binaries_for(driver, options.get("cache_dir"))
         self._build_lock = threading.Lock()
         self._progress = Progress(device)
+        self._persistent = (
+            Programs(driver, self.info, self.program)
+            if _persistent(options, self.info) and isinstance(driver, AddressingDriver)
+            else None
+        )
 
     @classmethod
     def supported(cls) -> Mapping[tuple[str, str], SupportInfo]:
@@ -132,15 +151,26 @@ class DeviceProvider(Provider, DeviceMemory):
         """The facts of the device, its driver's version among them."""
         return repr(self.info)
 
-    def program(self, text: str, name: str) -> Any:
-        """The program with this text, built once."""
+    def kernel(self, launch: Launch, name: str) -> Callable[[Sequence[Arg], tuple[int, int, int]], Launcher]:
+        """What binds a launch; where persistent kernels are in use its own program is built when it is called alone."""
+        build = partial(self.program, launch.source, name)
+        if self._persistent is not None and launch.block == Part.block:
+            return partial(Part, self.driver, build, launch.source, launch.entry)
+        return partial(_prepare, self.driver, build(), launch)
+
+    def merged(self, launches: Sequence[Step]) -> Sequence[Step]:
+        """See DeviceMemory."""
+        return launches if self._persistent is None else self._persistent.merged(launches)
+
+    def program(self, text: str, name: str, made: Callable[[], str] | None = None) -> Any:
+        """The program with this text, or with the text that is made where the program for this key is not there yet."""
         key = hashlib.blake2b(text.encode(), digest_size=16).digest()
         program = self._programs.get(key)
         if program is None:
             with self._build_lock:
                 program = self._programs.get(key)
                 if program is None:
-                    program = self._programs[key] = self._kept(text, name) or self._built(text, name)
+                    program = self._programs[key] = self._kept(text, name) or self._built(text, name, made)
                     if len(self._programs) > MOST_PROGRAMS:  # plans keep what they use
                         del self._programs[next(iter(self._programs))]
         return program
@@ -148,9 +178,9 @@ class DeviceProvider(Provider, DeviceMemory):
     def _kept(self, text: str, name: str) -> Any | None:
         return None if self._binaries is None else self._binaries.load(text, name)
 
-    def _built(self, text: str, name: str) -> Any:
+    def _built(self, text: str, name: str, made: Callable[[], str] | None) -> Any:
         with self._progress.compiling(name):
-            program = self.driver.build(text, name)
+            program = self.driver.build(made() if made else text, name)
             if self._binaries is not None:  # drivers may compile only now
                 self._binaries.keep(text, program)
         return program
@@ -212,6 +242,18 @@ def _nbytes(options: Mapping[str, Any], name: str, default: int | None) -> int |
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value <= 0):
         raise InvalidArgument(f"{name} is {value!r}", remedy="Give a number of bytes")
     return value
+
+
+def _persistent(options: Mapping[str, Any], info: DeviceInfo) -> bool:
+    wanted = options.get("persistent_kernels", "auto")
+    if wanted not in ("auto", True, False):
+        raise InvalidArgument(f"persistent_kernels is {wanted!r}", remedy="Give auto, True or False")
+    possible = info.shares_host and info.kernel_class == "cpu"
+    return possible and (info.sleeps if wanted == "auto" else bool(wanted))
+
+
+def _prepare(driver: Driver, program: Any, launch: Launch, args: Sequence[Arg], grid: tuple[int, int, int]) -> Launcher:
+    return driver.prepare(program, launch.entry, args, grid, launch.block)
 
 
 def _arena(driver: Driver, device: str, info: DeviceInfo, terms: Mapping[str, Any]) -> RegionArena:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from gpurt.device.driver import DeviceInfo, Driver, Launcher, TensorArg
 from gpurt.device.lowering import Call, Emitted, Launch, Lowering, Ref
+from gpurt.device.persistent.part import Arg
 from gpurt.device.scalars import SizedScalar
 from gpurt.device.source import program_text
 from gpurt.device.table import OpTable
@@ -41,7 +42,8 @@ class Host(Protocol):
     @property
     def choices(self) -> Choices: ...
 
-    def program(self, text: str, name: str) -> Any: ...
+    def kernel(self, launch: Launch, name: str) -> Callable[[Sequence[Arg], tuple[int, int, int]], Launcher]:
+        """What binds a launch to arguments and groups."""
 
 
 def lowering_for(
@@ -107,10 +109,10 @@ def finish(
             operands.append(operand)
         return index[key]
 
-    items: list[tuple[Launch | Call, Any, list[int | None]]] = []
+    items: list[_Item] = []
     for item in emitted.launches:
-        program = host.program(item.source, name) if isinstance(item, Launch) else None
-        items.append((item, program, [number(a.operand) if isinstance(a, Ref) else None for a in item.args]))
+        kernel = host.kernel(item, name) if isinstance(item, Launch) else None
+        items.append((item, kernel, [number(a.operand) if isinstance(a, Ref) else None for a in item.args]))
 
     sizes = [x for item, _, _ in items for x in _sizes_of(item)]
     return UnitPlan(
@@ -119,7 +121,7 @@ def finish(
         aliases=emitted.aliases,
         inplace={**{o: (source,) for o, (source, _) in emitted.carried.items()}, **(inplace or {})},
         carried=emitted.carried,
-        bind=lambda refs: _Bound(host.driver, items, refs, sizes),
+        bind=lambda refs: _Bound(items, refs, sizes),
         kernels=[item.entry if isinstance(item, Launch) else item.name for item, _, _ in items],
         sizes=sizes,
     )
@@ -131,13 +133,16 @@ def _sizes_of(item: Launch | Call) -> list[Size]:
     return [x for x in (*found, *(item.grid if isinstance(item, Launch) else ())) if isinstance(x, Size)]
 
 
+_Item = tuple[Launch | Call, "Callable[[Sequence[Arg], tuple[int, int, int]], Launcher] | None", "list[int | None]"]
+"""What is launched, what binds it, and the operand that each argument is."""
+
+
 class _Bound:
     """Launches over actual memory."""
 
     def __init__(
         self,
-        driver: Driver,
-        items: Sequence[tuple[Launch | Call, Any, list[int | None]]],
+        items: Sequence[_Item],
         refs: Sequence[BufferRef],
         sizes: Sequence[Size],
     ) -> None:
@@ -148,7 +153,7 @@ class _Bound:
         self.steps: list[Callable[[Any], None]] = []
         self._offsets: dict[tuple[int, int], int] = {}  # of tensors that begin where a size says
         self._where: dict[int, list[tuple[Launcher | _BoundCall, int, Ref]]] = {}
-        for item, program, numbers in items:
+        for item, kernel, numbers in items:
             args = [
                 _tensor(refs[n], a)
                 if n is not None and isinstance(a, Ref)
@@ -159,8 +164,9 @@ class _Bound:
             ]
             step: Launcher | _BoundCall
             if isinstance(item, Launch):
-                grid = tuple(plain(n) for n in item.grid)
-                step = driver.prepare(program, item.entry, args, grid, item.block)  # type: ignore[arg-type]
+                assert kernel is not None, "every launch has a kernel"
+                x, y, z = (plain(n) for n in item.grid)
+                step = kernel(cast("list[Arg]", args), (x, y, z))
                 self._collect(step, item, numbers)
             else:
                 step = _BoundCall(item.fn, args)

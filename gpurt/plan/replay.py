@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 from gpurt.plan.steps import DeviceStep, Step
 from gpurt.plan.values import Run
+from gpurt.provider import DeviceMemory
 from gpurt.provider import Step as Launch
 
 Op = Callable[[Run, list[Any]], None]
@@ -23,16 +24,17 @@ AHEAD: Final = 16
 """A watched run is at most twice as many launches ahead of the device, so that ending it does not mean waiting."""
 
 
-def plain(steps: Sequence[BoundStep]) -> Sequence[Op]:
-    """Consecutive launches on one device are a single loop over them."""
+def plain(steps: Sequence[BoundStep], memories: Sequence[DeviceMemory | None]) -> Sequence[Op]:
+    """Consecutive launches on one device are a single loop over them, or over fewer that do the same."""
     ops: list[Op] = []
     for space, group in groupby(steps, lambda s: s[0].space if isinstance(s[0], DeviceStep) else None):
         if space is None:
             ops.extend(cast("Op", op) for _, op in group)
         else:
-            ops.append(
-                _launch_all([launch for _, launches in group for launch in cast("Sequence[Launch]", launches)], space)
-            )
+            memory = memories[space]
+            assert memory is not None, "the host launches nothing"
+            launches = [launch for _, bound in group for launch in cast("Sequence[Launch]", bound)]
+            ops.append(_launch_all(memory.merged(launches), space))
     return ops
 
 

@@ -85,7 +85,7 @@ class PlanState:
                         self._ref(slot, run, env)
             self._take(blocks, run)
             self._steps = self._bind(run, env)
-            self._ops = plain(self._steps)
+            self._ops = plain(self._steps, memories)
         except BaseException:
             self.close()
             raise

@@ -78,7 +78,24 @@ class OpenCLDriver:
 
     def wrap(self, array: np.ndarray) -> cl.Buffer:
         """See SharingDriver."""
-        return cl.Buffer(self.context, _WRITABLE | cl.mem_flags.USE_HOST_PTR, hostbuf=array)
+        buffer = cl.Buffer(self.context, _WRITABLE | cl.mem_flags.USE_HOST_PTR, hostbuf=array)
+        buffer.gpurt_address = array.ctypes.data  # type: ignore[attr-defined]
+        return buffer
+
+    def address(self, buffer: cl.Buffer) -> int:
+        """See AddressingDriver; noted on the buffer, which stays where it is."""
+        known: int | None = getattr(buffer, "gpurt_address", None)
+        if known is None:
+            known = buffer.gpurt_address = self.view(BufferRef(buffer, 0, buffer.size)).ctypes.data  # type: ignore[attr-defined]
+        return known
+
+    def done(self, token: cl.Event) -> bool:
+        """See AddressingDriver."""
+        return bool(token.command_execution_status == cl.command_execution_status.COMPLETE)
+
+    def wait(self, token: cl.Event) -> None:
+        """See AddressingDriver."""
+        token.wait()
 
     def _map(self, buffer: cl.Buffer) -> np.ndarray:
         if self._mapping is None:
@@ -301,4 +318,5 @@ def device_info(device: cl.Device, kernel_class: str = "auto") -> DeviceInfo:
         max_alloc=device.max_mem_alloc_size,
         memory=device.global_mem_size,
         base_align=max(device.mem_base_addr_align // 8, 64),
+        sleeps=kind == "cpu" and "portable computing language" in device.platform.name.lower(),
     )

@@ -13,7 +13,13 @@ typedef long i64;
 typedef ulong u64;
 
 /* KFN(bx, by, bz) name(...) { ... }: a kernel whose groups have exactly bx * by * bz items. */
+#ifndef GP_PERSISTENT
 #define KFN(bx, by, bz) __kernel __attribute__((reqd_work_group_size(bx, by, bz))) void
+#elif __has_attribute(min_vector_width) /* else clang cuts float16 in halves where no parameter is as wide */
+#define KFN(bx, by, bz) static __attribute__((noinline, min_vector_width(512))) void
+#else
+#define KFN(bx, by, bz) static __attribute__((noinline)) void
+#endif
 #define FN static inline
 #define GLOBAL __global
 #define LOCAL __local
@@ -26,10 +32,17 @@ typedef ulong u64;
 #define OPEN(T, x) __global T *x = x##_base + x##_at
 #define OPEN_IN(T, x) __global const T *restrict x = x##_base + x##_at
 
+#ifdef GP_PERSISTENT /* a function that is called for each group of one item, see gpurt.device.persistent */
+#define GROUP(d) ((d) == 0 ? group_x : (d) == 1 ? group_y : group_z)
+#define GROUPS(d) ((d) == 0 ? groups_x : (d) == 1 ? groups_y : groups_z)
+#define ITEM(d) 0
+#define ITEMS(d) 1
+#else
 #define GROUP(d) ((i32)get_group_id(d))
 #define GROUPS(d) ((i32)get_num_groups(d))
 #define ITEM(d) ((i32)get_local_id(d))
 #define ITEMS(d) ((i32)get_local_size(d))
+#endif
 #define BARRIER barrier(CLK_LOCAL_MEM_FENCE)
 
 #define LD_HALF(p, i) vload_half((i), (p))
