@@ -64,8 +64,9 @@ def _scoped(kind: Kind, number: int) -> str:
     entries = {m[2] for m in kernel.finditer(text)}
     if kind.entry not in entries:
         raise ValueError(f"the text has no kernel {kind.entry}")
-    names = entries | set(_FUNCTION.findall(text)) | set(_STRUCT.findall(text)) | set(_pasted(text, macros))
-    renamed = "".join(f"#define {name} {name}_{number}\n" for name in sorted(names - taken))
+    names = (set(_STRUCT.findall(text)) | set(_pasted(text, macros))) - taken
+    names |= entries | set(_FUNCTION.findall(text))  # one that is a macro under another condition replaces its new name
+    renamed = "".join(f"#define {name} {name}_{number}\n" for name in sorted(names))
     ended = "".join(f"#undef {name}\n" for name in sorted(names | taken))
     body = kernel.sub(rf"\1\2({_GROUP}", text)
     return f"#define GP_PERSISTENT 1\n{renamed}{body}\n{ended}#undef GP_PERSISTENT\n"
