@@ -45,6 +45,11 @@ def test_each_kernel_takes_its_group():
     assert re.search(r"KFN\(1, 1, 1\)\nother\(const i32 group_x", text)
 
 
+def test_a_kernel_for_two_classes_is_one_kernel():
+    text = "#ifdef A\nKFN(1, 1, 1)\n#else\n#define STRIDE 64\nKFN(64, 1, 1)\n#endif\nboth(INPUT(float, x)) {}\n"
+    assert "#endif\nboth(const i32 group_x" in merged([Kind(text, "both", (TENSOR,))], "opencl")
+
+
 def test_parameters_are_read_from_words():
     text = merged([Kind(FIRST, "scale", (TENSOR, TENSOR, "i32")), Kind(SECOND, "scale", (TENSOR, "float"))], "opencl")
     assert "CASE(0, scale_0, (GLOBAL void *)p[0], (i64)p[1], (GLOBAL void *)p[2], (i64)p[3], (i32)p[4])" in text

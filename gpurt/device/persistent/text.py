@@ -60,7 +60,8 @@ def _scoped(kind: Kind, number: int) -> str:
     macros = [(m[1], m[2] or "", m[3].strip()) for m in _DEFINE.finditer(text)]
     taken = {name for name, _, _ in macros}
     markers = [r"KFN\([^)]*\)", *{name for name, _, body in macros if body.startswith("KFN(")}]
-    kernel = re.compile(rf"^((?:{'|'.join(markers)})\s*)(\w+)\(", re.MULTILINE)
+    marker = f"(?:{'|'.join(markers)})"  # may depend on a condition: then directives and others follow
+    kernel = re.compile(rf"^({marker}(?:\s+#.*|\s+{marker})*\s*)\b(?!KFN\b)(\w+)\(", re.MULTILINE)
     entries = {m[2] for m in kernel.finditer(text)}
     if kind.entry not in entries:
         raise ValueError(f"the text has no kernel {kind.entry}")
