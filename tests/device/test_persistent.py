@@ -61,9 +61,7 @@ def model() -> onnx.ModelProto:
 
 def session(persistent, **options) -> gpurt.InferenceSession:
     providers = [("opencl", {"persistent_kernels": persistent, "kernel_class": "cpu"}), "cpu"]
-    return gpurt.InferenceSession(
-        model(), gpurt.SessionOptions(partitioning="greedy", **options), providers=providers
-    )
+    return gpurt.InferenceSession(model(), gpurt.SessionOptions(partitioning="greedy", **options), providers=providers)
 
 
 def feed(rows: int, seed: int = 0) -> dict[str, np.ndarray]:

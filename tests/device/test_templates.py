@@ -168,9 +168,9 @@ def test_a_growing_cache_walks_once_a_window_and_builds_nothing(provider, monkey
     walked: list[int] = []
     program, template = DeviceProvider.program, GraphRunner._template
 
-    def counted(self: Any, text: str, name: str) -> Any:
+    def counted(self: Any, text: str, name: str, *made: Any) -> Any:
         known = len(self._programs)
-        found = program(self, text, name)
+        found = program(self, text, name, *made)
         built.extend([name] * (len(self._programs) - known))
         return found
 
