@@ -372,7 +372,7 @@ class Builder(Delivery):
             return slot
         spec = place.spec
         assert spec is not None, f"{name} has no shape"
-        if not isinstance(spec, SizedSpec) and spec.const is not None and place.register is None:
+        if not isinstance(spec, SizedSpec) and spec.const is not None:
             slot = Slot(space, spec.nbytes, bound=spec.const)
         elif place.entry and place.entry not in self._slotted:
             slot = Slot(space, spec.nbytes, name=place.entry)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from time import perf_counter_ns
 from typing import Any, Final, Protocol
@@ -17,7 +17,7 @@ from gpurt.plan.destination import Destination, Target
 from gpurt.plan.plan import Plan
 from gpurt.plan.steps import Draft
 from gpurt.plan.template import Template, make_template, varying
-from gpurt.plan.values import MISSING, Held, Run
+from gpurt.plan.values import Held, Run
 from gpurt.provider import DeviceMemory
 from gpurt.spec import Spec
 
@@ -101,6 +101,10 @@ class GraphRunner:
             position = plan.end
         return [env[name] for name in self.graph.outputs]
 
+    def _behind(self, end: int) -> Collection[str]:
+        """Values that items from a cut on read."""
+        return self.graph.needs[end] if end < len(self.graph.items) else ()
+
     def plans(self) -> list[Plan]:
         """All plans that are kept."""
         return [plan for point in self._points for plan in point]
@@ -132,9 +136,8 @@ class GraphRunner:
                 key.append((spec.shape, spec.dtype.num, array.tobytes()))
                 spec = Spec(spec.dtype, spec.shape, array)
             else:
-                # A value on a device only is planned differently from one that the host has.
-                where = tuple(held.tensors) if held.host is MISSING else None
-                key.append((spec.shape, spec.dtype.num, where))
+                # A value that is on a device already is planned differently from one that the host alone has.
+                key.append((spec.shape, spec.dtype.num, tuple(held.tensors) or None))
             specs[name] = spec
         targets = self._targets
         if destinations:
@@ -154,13 +157,19 @@ class GraphRunner:
                 return served
             start = perf_counter_ns()
             known = {n: _kept(s) for n, s in specs.items()}
-            # What the host has is copied into the plan's own memory; what is on a device is used where it is.
-            slotted = frozenset(n for n in self.graph.inputs if n in env and env[n].host is not MISSING)
+            # What the host alone has is copied into the plan's own memory; what is on a device is used where it is.
+            slotted = frozenset(n for n in self.graph.inputs if n in env and not env[n].tensors)
             shared = frozenset(i for i, m in enumerate(self._site.memories) if m is not None and m.shares_host)
 
             def walk(entries: Mapping[str, Spec | None]) -> Draft:
-                builder = Builder(self._site, self.graph, entries, slotted, self._site.devices, shared)
-                return builder.build(position, targets)
+                def build(slotted: frozenset[str]) -> Draft:
+                    builder = Builder(self._site, self.graph, entries, slotted, self._site.devices, shared)
+                    return builder.build(position, targets)
+
+                draft = build(slotted)
+                # What is copied here and read again behind the cut is copied once if it has memory of its own.
+                again = slotted.intersection(draft.written()).intersection(self._behind(draft.end))
+                return build(slotted - again) if again else draft
 
             # Memory from outside is copied by sizes that a plan fixes: such plans serve one size.
             streams = any(m is not None and m.streams_weights for m in self._site.memories)

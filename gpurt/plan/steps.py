@@ -184,3 +184,7 @@ class Draft:
     outputs: list[tuple[str, Place]]
     copies: list[dict[str, Any]]
     targets: dict[str, Slot]  # graph outputs that are written to memory from outside the plan
+
+    def written(self) -> set[str]:
+        """Values that the host has and the plan copies to a device."""
+        return {s.value for s in self.steps if isinstance(s, WriteStep | StoreStep)}
