@@ -66,8 +66,8 @@ class Capability:
     """The answer to GetCapability.
 
     Attributes:
-        claims: node names; one name for a kernel, several for a group that is compiled as one. An overlap with another
-            claim is trimmed by the partitioner.
+        claims: node names; one name for a kernel, several for a group that is compiled as one, or not at all. Of
+            claims that overlap one is kept; whose claims were not is asked again about the rest.
         refused: for each node that is not claimed the reason.
     """
 

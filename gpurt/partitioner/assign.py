@@ -72,7 +72,7 @@ class Assigner:
         complete_types(self._model.graph)
         self._pin_levels(self._model.graph, set(), ())
         if self._settings.decides(self._providers):
-            self._choice = choices(self._model, self._providers, self._settings, self._candidates())
+            self._choice = choices(self._model, self._providers, self._settings, self._candidates(), self._without)
         self._place(self._model.graph)
         for expansion in self._expansions.values():
             if expansion is not None:
@@ -125,6 +125,26 @@ class Assigner:
                 found.options[node.name or ""] = row
         return found
 
+    def _without(
+        self, position: int, blocked: frozenset[str]
+    ) -> tuple[list[tuple[int, tuple[str, ...]]], dict[str, Option | None]]:
+        """A provider's claims of several nodes, and its option for each node, if some are not offered to it."""
+        groups: list[tuple[int, tuple[str, ...]]] = []
+        options: dict[str, Option | None] = {}
+        for graph in all_graphs(self._model.graph):
+            free = [n for n in graph if n not in self._claimed]
+            views = Views()
+            nodes = [views.node(n) for n in free]
+            claims, _ = self._capability(position, [v for v in nodes if v.name not in blocked])
+            native = {n for c in claims for n in c}
+            groups += [(position, c) for c in claims if len(c) > 1]
+            for node, view in zip(free, nodes, strict=True):
+                if view.name in blocked:
+                    options[view.name] = None
+                else:
+                    options[view.name] = Option("native") if view.name in native else self._other_way(node, position)
+        return groups, options
+
     def _other_way(self, node: ir.Node, position: int) -> Option | None:
         if self._widener.can(node, position):
             return Option("casts")
@@ -167,17 +187,7 @@ class Assigner:
             free = [n for n in free if n in self._choice and self._choice[n].position == position]
         if not free:
             return
-        views = Views()
-        by_name = {n.name or "": n for n in free}
-        claims, refused = self._capability(position, [views.node(n) for n in free])
-        for claim in claims:
-            nodes = [by_name[n] for n in claim if n in by_name and by_name[n] not in self._claimed]
-            if len(nodes) < len(claim) and nodes:
-                logger.debug("%s: a claim of %d nodes was trimmed to %d", provider.device, len(claim), len(nodes))
-            for node in nodes:
-                self._claimed[node] = position
-            if len(nodes) > 1:
-                self._groups.append((position, nodes))
+        refused = self._take(position, free)
         for node in free:
             if node in self._claimed:
                 continue
@@ -185,6 +195,29 @@ class Assigner:
             if self._widen(node, position) or self._expand(node, position):
                 continue
             self._refuse(node, provider, reason)
+
+    def _take(self, position: int, free: Sequence[ir.Node]) -> dict[str, str]:
+        """Let a provider claim nodes; the reasons for those it refuses.
+
+        Of its claims that overlap the first is kept, and it is asked again about what is left.
+        """
+        provider = self._providers[position]
+        while True:
+            views = Views()
+            by_name = {n.name or "": n for n in free if n not in self._claimed}
+            claims, refused = self._capability(position, [views.node(n) for n in by_name.values()])
+            late = 0
+            for claim in claims:
+                nodes = [by_name[n] for n in claim if n in by_name]
+                if any(n in self._claimed for n in nodes):
+                    late += 1
+                    continue
+                self._claimed.update(dict.fromkeys(nodes, position))
+                if len(nodes) > 1:
+                    self._groups.append((position, nodes))
+            if not late or late == len(claims):
+                return refused
+            logger.debug("%s: %d claims overlap others; it is asked again without these", provider.device, late)
 
     def _capability(self, position: int, nodes: Sequence[NodeView]) -> tuple[Sequence[tuple[str, ...]], dict[str, str]]:
         if not nodes:

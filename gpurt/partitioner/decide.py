@@ -12,6 +12,7 @@ import onnx_ir as ir
 from gpurt.errors import InvalidArgument
 from gpurt.graph.view import GraphView, NodeView
 from gpurt.loader import Views
+from gpurt.partitioner.claims import Ask, settle
 from gpurt.partitioner.estimate import Estimate, Shapes
 from gpurt.partitioner.pins import Pins
 from gpurt.partitioner.placement import Candidates, Choice, Placement, memory_limit
@@ -45,7 +46,7 @@ class Settings:
 
 
 def choices(
-    model: ir.Model, providers: Sequence[Provider], settings: Settings, candidates: Candidates
+    model: ir.Model, providers: Sequence[Provider], settings: Settings, candidates: Candidates, ask: Ask
 ) -> dict[ir.Node, Choice]:
     """Node -> choice. Raises InvalidArgument for a pin that cannot be kept."""
     nodes = {n.name or "": n for n in model.graph.all_nodes()}
@@ -72,6 +73,12 @@ def choices(
     speeds = [rates(p, settings.folder) for p in providers] if cost and candidates.options else None
     view = Views().graph(model.graph)
     placement = Placement(view, providers, speeds, estimate(view, providers, settings.shapes), candidates)
+    settle(candidates, ask, placement.seconds)
+    for name, (key, position) in candidates.pinned.items():
+        if candidates.options[name][position] is None:
+            raise _kept(
+                key, nodes[name], providers[position], "it runs it together with nodes that are pinned elsewhere"
+            )
     return {nodes[name]: choice for name, choice in placement.decide().items()}
 
 

@@ -82,7 +82,15 @@ class Placement:
         self._values = values(graph, self._levels, candidates.hosted, estimate.trips)
         self._reasons: dict[str, dict[str, str]] = {}
         self._order = [n for n in _depth_first(graph) if n.name in candidates.options]
+        self._jobs: dict[str, tuple[NodeView, Work]] = {}
         self._times = {n.name: level.times for level in self._levels for n in level.graph.nodes}
+
+    def seconds(self, name: str, position: int) -> float:
+        """What a node would take on a provider, copies not counted; infinite where it cannot run there."""
+        if not self._jobs:
+            self._jobs = {n.name: (n, work(n, *specs_of(n, self._estimate))) for n in self._order}
+        option = self._candidates.options[name][position]
+        return math.inf if option is None else self._seconds(*self._jobs[name], option, position)
 
     def decide(self) -> dict[str, Choice]:
         """Node name -> choice, for all nodes with options."""
@@ -133,13 +141,12 @@ class Placement:
         plain: dict[str, list[float]] = {}
         for node in self._order:
             options = self._candidates.options[node.name]
-            job = work(node, *specs_of(node, self._estimate))
             first = next(i for i, o in enumerate(options) if o is not None)
             times = self._times.get(node.name, 1.0)
             plain[node.name] = []
             pin = self._candidates.pinned.get(node.name)
-            for position, option in enumerate(options):
-                cost = math.inf if option is None else self._seconds(node, job, option, position)
+            for position in range(len(options)):
+                cost = self.seconds(node.name, position)
                 plain[node.name].append(cost)
                 if pin is not None and position != pin[1]:
                     cost = math.inf

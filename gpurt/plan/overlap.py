@@ -20,6 +20,7 @@ from gpurt.plan.steps import (
     Slot,
     Step,
     SyncStep,
+    ViewStep,
     WriteStep,
 )
 from gpurt.provider import DeviceMemory
@@ -90,7 +91,7 @@ def _roots(step: Step, space: int) -> list[Slot]:
         slots: Sequence[Any] = step.slots
     elif isinstance(step, CopyStep):
         slots = (step.source, step.slot)
-    elif isinstance(step, ReadStep | WriteStep):
+    elif isinstance(step, ReadStep | WriteStep | ViewStep):  # a view is looked at after the next wait for the queue
         slots = (step.slot,)
     else:
         return []

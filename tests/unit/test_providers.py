@@ -104,7 +104,7 @@ def test_a_compiling_provider_gets_convex_partitions_and_returns_one_unit_each(w
     assert report["c"]["refused"]["whole:0"] == "no such instruction"
 
 
-def test_colliding_claims_are_trimmed(whole, monkeypatch):
+def test_of_colliding_claims_one_is_kept_and_the_rest_is_asked_for_again(whole, monkeypatch):
     monkeypatch.setattr(Whole, "overlapping", True)
     s = gpurt.InferenceSession(diamond(), GREEDY, providers=["whole", "cpu"])
     np.testing.assert_allclose(s.run(None, {"x": X})[0], expected(X), rtol=1e-6)

@@ -7,7 +7,7 @@ import gc
 import numpy as np
 import pytest
 from conftest import plugin
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
@@ -106,10 +106,24 @@ def place(where, value, session):
     return Tensor(value.dtype, value.shape, storage=storage)
 
 
+# What is copied beside the launches of a device that shares the host's memory, and then seen by the host in place.
+VIEWED = (
+    [
+        helper.make_node("Relu", ["x0"], ["v0"], "n0b"),
+        helper.make_node("Identity", ["x1"], ["v1"], "n1b"),
+        helper.make_node("Add", ["x0", "v1"], ["v2"], "n2a"),
+    ],
+    ["v2"],
+    dict.fromkeys(INPUTS, "odd"),
+    {"v2": "cpu"},
+)
+
+
 @settings(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(cases(), st.integers(0, 2**31))
+@example(VIEWED, 0)
 def test_values(devices, case, seed):
     nodes, outputs, sources, targets = case
     info = [helper.make_tensor_value_info(n, KIND, [2, 3]) for n in INPUTS]
