@@ -207,6 +207,25 @@ def test_layers_beyond_the_memory_limit_run_on_the_next_provider(fast, partition
     assert "memory_limit" in reasons[0]["fast:0"]
 
 
+def test_sizes_beyond_the_assumed_ones_are_refused_with_numbers(fast):
+    model = make_model(
+        [n("MatMul", ["x", "w"], ["a"], "first"), n("MatMul", ["a", "w"], ["y"], "second")],
+        {"x": (F16, ["rows", 64])}, ["y"], {"w": np.eye(64, dtype=np.float16)},
+    )  # fmt: skip
+    providers, pins = [("fast", {"memory_limit": 64 << 10}), "cpu"], {"op:MatMul": "fast"}
+    small, large = (np.ones((rows, 64), np.float16) for rows in (8, 4096))
+    s = session(model, providers, pins=pins)
+    assert set(where(s).values()) == {"fast:0"}
+    for _ in range(2):
+        np.testing.assert_array_equal(s.run(None, {"x": small})[0], small)
+        with pytest.raises(gpurt.OutOfMemory, match=r"\d+ bytes asked for, .*limit 65536.*expected_shapes"):
+            s.run(None, {"x": large})
+    # The sizes that the message asks for let the same list of providers run it.
+    s = session(model, providers, expected={"x": [4096, 64]})
+    assert set(where(s).values()) == {"cpu"}
+    np.testing.assert_array_equal(s.run(None, {"x": large})[0], large)
+
+
 def test_casts_run_where_the_widened_node_runs(fast, monkeypatch):
     from gpurt_sim import DTYPES
 
