@@ -223,8 +223,8 @@ class RegionArena:
         return OutOfMemory(
             f"{self._name}: out of memory, {size} bytes asked for, {self._held} held, {self._in_use} in use, "
             f"{self._reserved} weights, limit {limit}",
-            remedy="Raise memory_limit, use smaller inputs, or open the session with expected_shapes of this size and a "
-            "provider behind this one, which gets the layers that do not fit",
+            remedy="Raise memory_limit, use smaller inputs, or open the session with expected_shapes of this size, so "
+            "that the next provider gets the layers that do not fit",
         )
 
 

@@ -2,6 +2,8 @@
 
 GPURT_BACKEND_SAMPLE=1 runs all cases in the GPU class too (ci/conformance.py does). GPURT_BACKEND_PLATFORM=Intel runs
 the two OpenCL lists on the platform with that in its name instead of the default one, and leaves the host's out.
+GPURT_BACKEND_LEVELS=basic,layout runs all cases of the lists at these optimization levels; without it all lists run at
+level all, and a sample of the host's at the others.
 """
 
 from __future__ import annotations
@@ -15,7 +17,11 @@ from exclusions import EXCLUDED, reason
 import gpurt
 from gpurt import registry
 
-GREEDY = gpurt.SessionOptions(partitioning="greedy")  # so that no rate of this machine decides
+ALL_LEVELS = ("disable_all", "basic", "extended", "layout", "all")
+LEVELS = [level for level in os.environ.get("GPURT_BACKEND_LEVELS", "").split(",") if level]
+OPTIONS = {  # greedy, so that no rate of this machine decides
+    level: gpurt.SessionOptions(partitioning="greedy", graph_optimization_level=level) for level in ALL_LEVELS
+}
 
 PLATFORM = os.environ.get("GPURT_BACKEND_PLATFORM")
 _DEVICE = {"platform": PLATFORM} if PLATFORM else {}
@@ -25,6 +31,7 @@ LISTS = {
     "opencl-gpu-class": [("opencl", {**_DEVICE, "kernel_class": "gpu"}), "cpu"],
 }
 SAMPLE = int(os.environ.get("GPURT_BACKEND_SAMPLE", "4"))
+LEVEL_SAMPLE = 25
 NATIVE_FLOOR = 1650  # node cases wholly on opencl in its default class
 _native: set[str] = set()
 _ran: set[str] = set()
@@ -32,18 +39,20 @@ _ran: set[str] = set()
 
 def _parameters():
     for label in LISTS if PLATFORM is None else ("opencl", "opencl-gpu-class"):
-        for k, name in enumerate(sorted(cases())):
-            if label != "opencl-gpu-class" or k % SAMPLE == 0:
-                yield pytest.param(label, name, id=f"{label}-{name}")
+        for level in LEVELS or (ALL_LEVELS if label == "cpu" else ("all",)):
+            each = SAMPLE if label == "opencl-gpu-class" else 1 if LEVELS or level == "all" else LEVEL_SAMPLE
+            for name in sorted(cases())[::each]:
+                at = "" if level == "all" else f"{level}-"
+                yield pytest.param(label, level, name, id=f"{label}-{at}{name}")
 
 
-@pytest.mark.parametrize(("label", "name"), list(_parameters()))
-def test_backend(label, name):
+@pytest.mark.parametrize(("label", "level", "name"), list(_parameters()))
+def test_backend(label, level, name):
     if label != "cpu" and not registry.status("opencl").usable:
         pytest.skip(f"no OpenCL device: {registry.status('opencl').reason}")
     case, expected_failure = cases()[name], reason(label, name)
     try:
-        session = gpurt.InferenceSession(case.model.SerializeToString(), GREEDY, providers=LISTS[label])
+        session = gpurt.InferenceSession(case.model.SerializeToString(), OPTIONS[level], providers=LISTS[label])
         if PLATFORM and "opencl" not in " ".join(session.get_providers()).lower():
             pytest.skip(f"no OpenCL platform has {PLATFORM!r} in its name")
         for feeds, expected in case.data:
@@ -51,7 +60,7 @@ def test_backend(label, name):
             assert len(got) == len(expected)
             for e, g in zip(expected, got, strict=True):
                 assert (difference := differs(e, g, case.rtol, case.atol)) is None, difference
-        if label == "opencl" and case.kind == "node":
+        if label == "opencl" and level == "all" and case.kind == "node":
             _ran.add(name)
             if {n["provider"] for n in session.explain().to_dict()["nodes"]} == {"opencl"}:
                 _native.add(name)
