@@ -16,9 +16,9 @@ import re
 import subprocess
 import sys
 import tempfile
+import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
-from xml.etree import ElementTree
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the parent of ci: here, ci/venv.py would hide Python's venv
 
@@ -54,7 +54,7 @@ def figures(report: Path) -> None:
     """Print how many cases of each list and level passed, failed and were not run."""
     counts: dict[str, Counter[str]] = {}
     name = re.compile(r"test_backend\[(cpu|opencl-gpu-class|opencl)-(disable_all|basic|extended|layout)?")
-    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314 - pytest wrote it just now
+    for case in ET.parse(report).iter("testcase"):  # noqa: S314 - pytest wrote it just now
         found = name.match(case.get("name", ""))
         if found:
             outcome = next((c.tag for c in case if c.tag in ("failure", "error", "skipped")), "passed")
