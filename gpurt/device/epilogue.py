@@ -63,6 +63,15 @@ class Epilogue(Kernel):
             for step, count, stride in self._walk(leaf)
         )
 
+    @property
+    def begin(self) -> int:
+        """Where the result begins in its memory, in elements."""
+        return self._out.offset
+
+    def placeless(self) -> bool:
+        """Whether nothing depends on where an element of the result is: it may then be stored anywhere."""
+        return not any(self._walk(leaf) for leaf in self._others())
+
     def store_apart(self) -> None:
         """Emit the steps as a kernel of its own, for a product that was stored without them."""
         emit(self._c, self._root, self._out)

@@ -45,7 +45,7 @@ class FusedUnit:
             if name is None or spec is None:
                 raise Refused(f"{self.nodes[0].op}: {name!r} is not there")
             values[name] = Ref(spec, Operand("in", i))
-        step, out = _steps(self.nodes, values)
+        step, out = steps_over(self.nodes, values)
         emitted = Emitted()
         c = lowering_for(self._host, self.nodes[-1], inputs, [out], emitted)
         emit(c, step, c.output())
@@ -106,7 +106,7 @@ class HeadedUnit:
         alike = (out_spec.shape, out_spec.dtype) == (product[0].shape, product[0].dtype)
         result = Ref(product[0], out.operand) if alike else c.temp(product[0].dtype, product[0].shape)
         values[made.name] = result
-        root, _ = _steps(nodes, values)
+        root, _ = steps_over(nodes, values)
         epilogue = Epilogue(c, root, out, result)
         self._host.table.rows[head.domain, head.op_type].lower(replace(c, results=[result], epilogue=epilogue))
         if not epilogue.used:
@@ -146,7 +146,7 @@ class FedUnit:
             values[name] = Ref(spec, Operand("in", i))
         others = [None if v is None else values.get(v.name) for v in self._node.inputs[1:]]
         ins = [x if isinstance(x, Ref) else None for x in others]
-        root, out = _steps(self._chain, values)
+        root, out = steps_over(self._chain, values)
         specs = [out, *(None if x is None else x.spec for x in ins)]
         try:
             outs = infer(self._node, specs)
@@ -166,10 +166,10 @@ class FedUnit:
 def _shape_of(nodes: Sequence[NodeView], values: Mapping[str, Ref | Step], made: str, product: Spec) -> Spec:
     """The result's spec, when the product's is known."""
     placeholder = Ref(product, Operand("temp", nbytes=product.nbytes))
-    return _steps(nodes, {**values, made: placeholder})[1]
+    return steps_over(nodes, {**values, made: placeholder})[1]
 
 
-def _steps(nodes: Sequence[NodeView], values: dict[str, Ref | Step]) -> tuple[Step, Spec]:
+def steps_over(nodes: Sequence[NodeView], values: dict[str, Ref | Step]) -> tuple[Step, Spec]:
     """The steps of elementwise nodes over the tensors of `values`, which gains them; the last one and its spec."""
     specs = {
         name: value.spec if isinstance(value, Ref) else Spec(value.dtype, value.shape) for name, value in values.items()

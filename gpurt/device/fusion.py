@@ -8,6 +8,7 @@ from typing import Final
 from gpurt.device.attended import AttendedUnit, attended
 from gpurt.device.epilogue import FLOAT32, HEADS
 from gpurt.device.fused import FedUnit, FusedUnit, HeadedUnit
+from gpurt.device.joined import JoinedUnit, Part, joined
 from gpurt.device.ops.elementwise import FUSIBLE
 from gpurt.device.prologue import FED
 from gpurt.device.steps import eight_wide
@@ -47,12 +48,17 @@ def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[Node
     inner = {number for members in by_result.values() for number in members[:-1]} | set(heads.values())
     fed = _fed(host, partition, [m for last, m in by_last.items() if last not in heads], readers, kept)
     inner |= {members[-1] for members in fed.values()}
+    concats = joined(host, partition, readers, kept, by_last, heads, inner)
+    for parts in concats.values():
+        inner |= {number for head, members in parts for number in (head, *members)}
     attentions = attended(host, partition, readers, kept, inner | set(by_last) | set(fed))
     inner |= {number for members in attentions.values() for number in members[:-1]}
     units: list[DeviceUnit | tuple[NodeView, ...]] = []
     for number, node in enumerate(partition.nodes):
         if number in attentions:
             units.append(_attended(host, [partition.nodes[i] for i in attentions[number]]))
+        elif number in concats:
+            units.append(_joined(host, partition, concats[number], node))
         elif number in fed:
             units.append(FedUnit(host, [partition.nodes[i] for i in fed[number]], node))
         elif number in by_last and number not in inner:
@@ -62,6 +68,11 @@ def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[Node
         elif number not in inner:
             units.append((node,))
     return units
+
+
+def _joined(host: Host, partition: GraphView, parts: Sequence[tuple[int, Sequence[int]]], node: NodeView) -> JoinedUnit:
+    made = [Part(partition.nodes[head], [partition.nodes[i] for i in members]) for head, members in parts]
+    return JoinedUnit(host, made, node)
 
 
 def _attended(host: Host, nodes: Sequence[NodeView]) -> AttendedUnit:

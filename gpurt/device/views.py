@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.movement import Dim, strided_copy, strides
+from gpurt.device.table import Lower
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import axis as front
 from gpurt.spec import Spec
 
 VIEWS = frozenset({"Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
 """Operators whose results are views of their first input."""
+
+
+BESIDE: Final[set[Lower]] = set()
+"""The lowerings that can write their result as a part of the last axis of a larger tensor, see row_of."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,6 +31,11 @@ class Strided(Ref):
 def whole(ref: Ref) -> Strided:
     """A dense tensor as a view of itself."""
     return ref if isinstance(ref, Strided) else Strided(ref.spec, ref.operand, ref.offset, tuple(strides(ref.shape)))
+
+
+def row_of(y: Ref) -> int:
+    """Elements from one position along the last axis but one to the next: more than the last axis has for a part."""
+    return y.steps[-2] if isinstance(y, Strided) else y.shape[-1]
 
 
 def dense(c: Lowering, x: Strided) -> Strided:

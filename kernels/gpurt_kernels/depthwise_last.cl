@@ -1,9 +1,9 @@
 /* Depthwise convolution with channels last, for CPUs: vectors of channels, PIXELS neighbours in a row at a time, so that
    a tap's weights are read once for all of them. Filters are packed: w[kh][kw][channel]. An item computes whole rows. */
-#define WINDOW                                                                                                   \
-  const i32 H, const i32 W, const i32 C, const i32 OH, const i32 OW, const i32 stride_h, const i32 stride_w,     \
-      const i32 dilation_h, const i32 dilation_w, const i32 begin_h, const i32 begin_w, const i32 rows,          \
-      const i32 per
+#define WINDOW                                                                                                       \
+  const i32 H, const i32 W, const i32 C, const i32 y_row, const i32 OH, const i32 OW, const i32 stride_h,            \
+      const i32 stride_w, const i32 dilation_h, const i32 dilation_w, const i32 begin_h, const i32 begin_w,          \
+      const i32 rows, const i32 per
 
 KFN(1, 1, 1) depthwise_last(
     INPUT(float, x), INPUT(float, w), TENSOR(float, y),
@@ -32,7 +32,7 @@ KFN(1, 1, 1) depthwise_last(
     TAPS_WITHIN(kh0, kh1, h0, KH, dilation_h, H);
     for (i32 ow = 0; ow < OW;) {
       const i32 w0 = ow * stride_w - begin_w;
-      GLOBAL float *const out = y + ((i64)row * OW + ow) * C;
+      GLOBAL float *const out = y + ((i64)row * OW + ow) * y_row;
       if (ow + PIXELS <= OW && w0 >= 0 && w0 + (PIXELS - 1) * stride_w + (KW - 1) * dilation_w < W) {
         FOR_CHANNELS(c, C) {
           VECTOR sum[PIXELS];
@@ -48,7 +48,7 @@ KFN(1, 1, 1) depthwise_last(
             }
           }
 #pragma unroll
-          for (i32 i = 0; i < PIXELS; i++) STORE(out + i * C + c, sum[i]);
+          for (i32 i = 0; i < PIXELS; i++) STORE(out + i * y_row + c, sum[i]);
         }
         ow += PIXELS;
         continue;

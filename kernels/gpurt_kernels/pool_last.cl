@@ -2,9 +2,10 @@
    number of elements, with PADDED of those in the padding too; otherwise the maximum is stored, and a NaN never wins,
    as in pool.cl. */
 KFN(1, 1, 1) pool_last(
-    INPUT(float, x), TENSOR(float, y), const i32 H, const i32 W, const i32 C, const i32 OH, const i32 OW, const i32 KH,
-    const i32 KW, const i32 stride_h, const i32 stride_w, const i32 dilation_h, const i32 dilation_w, const i32 begin_h,
-    const i32 begin_w, const i32 limit_h, const i32 limit_w, const i32 rows, const i32 per) {
+    INPUT(float, x), TENSOR(float, y), const i32 H, const i32 W, const i32 C, const i32 y_row, const i32 OH,
+    const i32 OW, const i32 KH, const i32 KW, const i32 stride_h, const i32 stride_w, const i32 dilation_h,
+    const i32 dilation_w, const i32 begin_h, const i32 begin_w, const i32 limit_h, const i32 limit_w, const i32 rows,
+    const i32 per) {
   OPEN_IN(float, x);
   OPEN(float, y);
   const i32 first = GROUP(0) * per;
@@ -23,7 +24,7 @@ KFN(1, 1, 1) pool_last(
 #elif AVERAGE
       const float count = (float)((kh1 - kh0) * (kw1 - kw0));
 #endif
-      GLOBAL float *const out = y + ((i64)row * OW + ow) * C;
+      GLOBAL float *const out = y + ((i64)row * OW + ow) * y_row;
       FOR_CHANNELS(c, C) {
 #if AVERAGE
         VECTOR a = (VECTOR)(0.0f);

@@ -11,7 +11,8 @@ KFN(1, 1, 1) winograd_last(
     INPUT(float, bias),
 #endif
     EPILOGUE_PARAMS const i32 tiles, const i32 block, const i32 rows, const i32 columns, const i32 H, const i32 W,
-    const i32 C, const i32 OH, const i32 OW, const i32 F, const i32 part, const i32 begin_h, const i32 begin_w) {
+    const i32 C, const i32 OH, const i32 OW, const i32 F, const i32 y_row, const i32 part, const i32 begin_h,
+    const i32 begin_w) {
   OPEN_IN(float, x);
   OPEN_IN(float, u);
   OPEN_IN(float, zeros);
@@ -112,7 +113,7 @@ KFN(1, 1, 1) winograd_last(
         for (i32 i = 0; i < 16; i++) {
           const i32 h = h0 + i / 4, w = w0 + i % 4;
           if (h >= OH || w >= OW) continue;
-          GLOBAL float *const to = y + (((i64)image * OH + h) * OW + w) * F + f0 + n;
+          GLOBAL float *const to = y + (((i64)image * OH + h) * OW + w) * y_row + f0 + n;
           const float16 value = d[i / 4 * 6 + i % 4] + added;
           STORE16(to, FINISH16(value, to));
         }

@@ -328,7 +328,7 @@ class _Product:
         if self.epilogue is None:
             return args
         self._text, more = self.epilogue.text()
-        return [*args, i64(y.ref.offset), *more]
+        return [*args, i64(y.ref.offset - self.epilogue.begin), *more]
 
     def _added(self, add: Mat | None, acc: np.dtype) -> list[Ref | np.generic]:
         if add is None:

@@ -18,6 +18,7 @@ from gpurt.device.ops.gemm import I32_MAX
 from gpurt.device.scalars import i32, i64
 from gpurt.device.table import op
 from gpurt.device.tiles import LANES, Tile, candidates, tile_for
+from gpurt.device.views import BESIDE, row_of
 from gpurt.graph.channels_last import DOMAIN
 from gpurt.graph.view import NodeView
 from gpurt.provider import Refused
@@ -58,6 +59,7 @@ def conv(c: Lowering) -> None:
 
 
 HEADS.add(conv)
+BESIDE.add(conv)
 
 
 def geometry_of(node: NodeView, x: tuple[int, ...], w: tuple[int, ...]) -> Geometry:
@@ -87,7 +89,7 @@ def _direct(c: Lowering, g: Geometry, x: Ref, y: Ref, bias: Ref | None) -> None:
     if c.epilogue is not None and c.epilogue.fits(g.filters):
         text, more = c.epilogue.text()
         args += [i64(0), *more]
-    numbers = (*g.size[1:], g.channels, *g.out[1:], g.filters, channels, filters, panels, *g.kernel[1:], *g.stride[1:],
+    numbers = (*g.size[1:], g.channels, *g.out[1:], row_of(y), channels, filters, panels, *g.kernel[1:], *g.stride[1:],
              *g.dilation[1:], *g.begin[1:], pixels, rows)  # fmt: skip
     c.launch(
         text + "".join(gpurt_kernels.text(n) for n in ("batch.h", "lanes16.h", "conv_last.cl")),

@@ -8,6 +8,7 @@ import gpurt_kernels
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.conv_shape import Geometry
 from gpurt.device.scalars import i32, i64
+from gpurt.device.views import row_of
 
 PIXELS = 4  # neighbours that share a tap's weights
 
@@ -31,7 +32,7 @@ def depthwise(c: Lowering, g: Geometry, x: Ref, w: Ref, y: Ref, bias: Ref | None
         g: its numbers: as many groups as channels and filters, up to two spatial axes.
         x: the input, [n, height, width, channels].
         w: filters, [kh * kw, channels].
-        y: the result, [n, height, width, channels].
+        y: the result, [n, height, width, channels], or a part of the channels of a larger one.
         bias: one for each channel, or None.
     """
     text, args = "", list[Ref | np.generic]([x, w, y])
@@ -42,7 +43,7 @@ def depthwise(c: Lowering, g: Geometry, x: Ref, w: Ref, y: Ref, bias: Ref | None
         args += [i64(0), *more]
     rows = g.n * g.out[1]
     per = rows_each(rows, g.out[2] * g.channels * g.kernel[1] * g.kernel[2], c.info.compute_units)
-    sizes = (*g.size[1:], g.channels, *g.out[1:], *g.stride[1:], *g.dilation[1:], *g.begin[1:], rows, per)
+    sizes = (*g.size[1:], g.channels, row_of(y), *g.out[1:], *g.stride[1:], *g.dilation[1:], *g.begin[1:], rows, per)
     c.launch(
         text + "".join(gpurt_kernels.text(n) for n in ("batch.h", "channels_last.h", "depthwise_last.cl")),
         "depthwise_last",

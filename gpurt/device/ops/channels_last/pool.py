@@ -10,6 +10,7 @@ from gpurt.device.ops.channels_last.depthwise import lanes_of, rows_each
 from gpurt.device.ops.conv_shape import three
 from gpurt.device.scalars import i32
 from gpurt.device.table import op
+from gpurt.device.views import BESIDE, row_of
 from gpurt.graph.channels_last import DOMAIN
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import conv_geometry, window_arguments
@@ -38,7 +39,7 @@ def pool(c: Lowering) -> None:
     taps = three(kernel, 1)
     rows, channels = x.shape[0] * out[1], x.shape[-1]
     per = rows_each(rows, out[2] * channels * taps[1] * taps[2], c.info.compute_units)
-    numbers = (*size[1:], channels, *out[1:], *taps[1:], *three(strides, 1)[1:], *three(dilations, 1)[1:],
+    numbers = (*size[1:], channels, row_of(y), *out[1:], *taps[1:], *three(strides, 1)[1:], *three(dilations, 1)[1:],
                *three(begins, 0)[1:], *limits[1:], rows, per)  # fmt: skip
     c.launch(
         "".join(gpurt_kernels.text(n) for n in ("batch.h", "channels_last.h", "pool_last.cl")),
@@ -51,3 +52,6 @@ def pool(c: Lowering) -> None:
             "PADDED": int(node.attr("count_include_pad", 0)),
         },
     )
+
+
+BESIDE.add(pool)

@@ -18,6 +18,7 @@ from gpurt.device.ops.gemm import FLOAT32
 from gpurt.device.ops.winograd import TILE, transformed
 from gpurt.device.scalars import i32, i64
 from gpurt.device.tiles import LANES, Tile, tile_for
+from gpurt.device.views import row_of
 
 _CACHE = 512 * 1024  # bytes of a core's second-level cache that a block's operands and products should not exceed
 
@@ -111,7 +112,7 @@ def winograd(c: Lowering, g: Geometry, blocks: Blocks, x: Ref, u: Ref, y: Ref, b
         blocks: how it is cut.
         x: the input, [n, height, width, channels].
         u: what Blocks.pack() made of the filters.
-        y: the result, [n, height, width, filters].
+        y: the result, [n, height, width, filters], or a part of the channels of a larger one.
         bias: one for each filter, or None.
     """
     part = g.filters // blocks.parts
@@ -124,7 +125,7 @@ def winograd(c: Lowering, g: Geometry, blocks: Blocks, x: Ref, u: Ref, y: Ref, b
         text, more = c.epilogue.text()
         args += [i64(0), *more]
     sizes = (blocks.tiles, blocks.size, blocks.rows, blocks.columns, *g.size[1:], g.channels, *g.out[1:], g.filters,
-             part, *g.begin[1:])  # fmt: skip
+             row_of(y), part, *g.begin[1:])  # fmt: skip
     c.launch(
         text + "".join(gpurt_kernels.text(n) for n in ("batch.h", "lanes16.h", "winograd.h", "winograd_last.cl")),
         "winograd_last",
