@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpurt.plan import lanes
 from gpurt.plan.replay import Op
 from gpurt.plan.steps import CopyStep, Draft, HostStep, ReadStep, StoreStep, ViewStep, WeightStep, WriteStep
 from gpurt.plan.values import Held, Run, aligned_empty
@@ -19,6 +20,8 @@ def last_reads(draft: Draft) -> dict[int, list[int]]:
 
     Letting go of their values at once keeps memory small, and what is used again is still in the processor's cache.
     """
+    if draft.lanes is not None:
+        return lanes.last_reads(draft, draft.lanes)
     last: dict[int, int] = {}
     for number, step in enumerate(draft.steps):
         if isinstance(step, HostStep):

@@ -64,9 +64,18 @@ class Trace:
         self.devices = devices
         self._number = number
         self._timers = timers
-        self._thread = threading.get_native_id()
         self._tokens: list[tuple[DeviceTimer, Any, Event]] = []
-        self.copied = ""  # name of the value that the next copies are of
+        self._here = threading.local()
+        self.apart = False  # whether several threads are at work on the run
+
+    @property
+    def copied(self) -> str:
+        """Name of the value that this thread's next copies are of."""
+        return getattr(self._here, "copied", "")
+
+    @copied.setter
+    def copied(self, name: str) -> None:
+        self._here.copied = name
 
     def memories(self, memories: Sequence[DeviceMemory | None]) -> list[DeviceMemory | None]:
         """Memories, by space, that write down what is done with these."""
@@ -75,7 +84,7 @@ class Trace:
 
     @contextmanager
     def span(self, category: str, name: str, args: Args | Callable[[], Args]) -> Iterator[None]:
-        """An event on the host's lane, before which the events inside it are listed only if they end earlier."""
+        """An event on this thread's lane, before which the events inside it are listed only if they end earlier."""
         start = perf_counter_ns()
         try:
             yield
@@ -83,8 +92,8 @@ class Trace:
             self.host(category, name, start, args)
 
     def host(self, category: str, name: str, start: int, args: Args | Callable[[], Args]) -> None:
-        """An event on the host's lane that ends now."""
-        self.events.append(Event(category, name, self._thread, start, perf_counter_ns(), args))
+        """An event on this thread's lane that ends now."""
+        self.events.append(Event(category, name, threading.get_native_id(), start, perf_counter_ns(), args))
 
     def device(self, space: int, lane: str, name: str, timer: DeviceTimer, token: Any, args: Args) -> None:
         """An event on a device's lane; its times are filled in by `settle`."""
@@ -94,8 +103,8 @@ class Trace:
 
     @property
     def full(self) -> bool:
-        """Whether so many events wait for their device times that these should be asked for now."""
-        return len(self._tokens) >= TOKENS
+        """Whether so many events wait for their device times that these should be asked for now, if they can be."""
+        return len(self._tokens) >= TOKENS and not self.apart
 
     def settle(self) -> None:
         """Ask for the device times of everything so far; its queues are empty."""

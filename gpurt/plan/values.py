@@ -17,6 +17,7 @@ from gpurt.run_options import RunOptions
 from gpurt.spec import Spec
 
 if TYPE_CHECKING:
+    from gpurt.plan.parallel import Threads
     from gpurt.plan.plan import Plan
     from gpurt.plan.replay import Variant
     from gpurt.plan.state import PlanState
@@ -91,6 +92,7 @@ class Run:
         self._reserve = Reserve() if reserve is None else reserve
         self.idle: dict[Plan, list[PlanState]] = {}  # states that nobody reads any more, for this run's next turns
         self.usage = Usage()
+        self.threads: Threads | None = None  # for the lanes of plans that have several
 
     def memory(self, space: int) -> DeviceMemory:
         """The owner of a memory space."""
