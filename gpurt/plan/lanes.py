@@ -17,6 +17,7 @@ from gpurt.plan.steps import (
     AwaitStep,
     DeviceStep,
     Draft,
+    FollowStep,
     HoldStep,
     HostStep,
     ReadStep,
@@ -67,7 +68,7 @@ def space_of(step: Step) -> int:
     """The device whose queue a step is about; 0 for steps of the host alone."""
     if isinstance(step, HostStep):
         return 0
-    if isinstance(step, (DeviceStep, SyncStep, AwaitStep, HoldStep)):
+    if isinstance(step, (DeviceStep, SyncStep, AwaitStep, HoldStep, FollowStep)):
         return step.space
     return step.slot.space
 

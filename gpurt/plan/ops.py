@@ -9,7 +9,7 @@ import numpy as np
 
 from gpurt.plan import lanes
 from gpurt.plan.replay import Op
-from gpurt.plan.steps import CopyStep, Draft, HostStep, ReadStep, StoreStep, ViewStep, WeightStep, WriteStep
+from gpurt.plan.steps import CopyStep, Draft, FollowStep, HostStep, ReadStep, StoreStep, ViewStep, WeightStep, WriteStep
 from gpurt.plan.values import Held, Run, aligned_empty
 from gpurt.provider import BufferRef, ContinuingUnit, DeviceMemory
 from gpurt.spec import Spec
@@ -178,6 +178,18 @@ def hold_copies(space: int) -> Op:
         copies, work = run.copies(space), run.stream(space)
         if copies is not work:
             run.memory(space).follow(copies, work)
+
+    return op
+
+
+def follow(step: FollowStep) -> Op:
+    """What is enqueued on one queue of a space from now on comes after what is on another one."""
+    space, queue, leader = step.space, step.queue, step.leader
+
+    def op(run: Run, _: list[Any]) -> None:
+        first, second = run.stream(space, leader), run.stream(space, queue)
+        if first is not second:
+            run.memory(space).follow(second, first)
 
     return op
 

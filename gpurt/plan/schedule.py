@@ -9,70 +9,21 @@ it takes to wake a thread. The best of a few ways to divide devices and the host
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from gpurt import logs
-from gpurt.infer import infer
-from gpurt.partitioner.cost import work
+from gpurt.plan.costs import Cost, Machine, cost
 from gpurt.plan.destination import Target
+from gpurt.plan.divide import divide
 from gpurt.plan.lanes import Lanes, dependencies, extend_lifetimes, space_of
 from gpurt.plan.parallel import Threads
-from gpurt.plan.steps import (
-    CopyStep,
-    DeviceStep,
-    Draft,
-    HostStep,
-    ReadStep,
-    Step,
-    StoreStep,
-    SyncStep,
-    WeightStep,
-    WriteStep,
-)
-from gpurt.provider import DeviceUnit, HostUnit, Rates
-from gpurt.spec import Spec, Unknown
-from gpurt.symbolic import plain
+from gpurt.plan.steps import Draft, HostStep, Step, SyncStep
 
 logger = logs.get(__name__)
 
 HANDOFF: Final = 60e-6  # seconds until a thread goes on that waited for another one
 START: Final = 8e-5  # seconds for each thread besides the caller's that a run needs
-LAUNCH: Final = 4e-6  # seconds of the host for a launch
 GAIN: Final = 0.9  # of the time on one lane: what several must stay below
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What a schedule is made for.
-
-    Attributes:
-        rates: by memory space, the host's first.
-        cores: of the host.
-        crowded: spaces whose devices compute on all cores of the host; 0 where BLAS does.
-        most: lanes at most; 0 for one for each device, and for the host as many as cores.
-    """
-
-    rates: Sequence[Rates]
-    cores: int
-    crowded: frozenset[int]
-    most: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Of a step: seconds of the thread that runs it, and of the device.
-
-    Attributes:
-        host, device: seconds.
-        python: the part of `host` in which no other thread can run Python.
-        cores: whether it needs all cores.
-    """
-
-    host: float
-    device: float = 0.0
-    python: float = 0.0
-    cores: bool = False
 
 
 def schedule(steps: Sequence[Step], machine: Machine) -> Lanes | None:
@@ -117,12 +68,15 @@ class Parallel:
         self.threads = Threads(most)
 
     def arrange(self, draft: Draft, targets: Mapping[str, Target] | None) -> None:
-        """Give a draft lanes if that makes runs faster; before any memory is shared between its values."""
+        """Give a draft lanes, and its launches queues, if that makes runs faster; before values share any memory."""
         if any(t.past or not t.direct for t in (targets or {}).values()):
             return  # an output is a fed value's memory: who reads that value comes first, by the order of the plan
         if self._found is None:
             self._found = self._machine()
         lanes = schedule(draft.steps, self._found)
+        for space, queues in enumerate(self._found.queues):
+            if queues > 1:
+                divide(draft.steps, space, self._found)
         if lanes is not None:
             draft.lanes = lanes
             extend_lifetimes(draft, lanes)
@@ -146,97 +100,32 @@ class _Trial:
         queues = dict.fromkeys(spaces, 0.0)
         cores, python = 0.0, 0.0
         done: list[tuple[float, int]] = []  # of each step: when, on which lane
-        for number, (step, cost, others) in enumerate(zip(steps, costs, after, strict=True)):
+        for number, (step, its, others) in enumerate(zip(steps, costs, after, strict=True)):
             space = space_of(step)
 
             def start(lane: int, others: set[int] = others) -> float:
                 known = (done[i] for i in others)
                 return max([threads[lane], *(t if at == lane else t + HANDOFF for t, at in known)])
 
-            python += cost.python
+            python += its.python
             if isinstance(step, HostStep):
                 lane = min(range(hosts), key=start)
-                begin = max(start(lane), cores) if cost.cores else start(lane)
-                end = begin + cost.host
-                if cost.cores:
+                begin = max(start(lane), cores) if its.cores else start(lane)
+                end = begin + its.host
+                if its.cores:
                     cores = end
                 self.lanes[number] = lane
             else:
                 lane = spaces[space]
-                end = start(lane) + cost.host
+                end = start(lane) + its.host
                 if isinstance(step, SyncStep):
                     end = max(end, queues[space])
-                if cost.device:
-                    begin = max(queues[space], end, cores if cost.cores else 0.0)
-                    queues[space] = begin + cost.device
-                    if cost.cores:
+                if its.device:
+                    begin = max(queues[space], end, cores if its.cores else 0.0)
+                    queues[space] = begin + its.device
+                    if its.cores:
                         cores = queues[space]
             threads[lane] = end
             done.append((end, lane))
         self.used = sorted({0, *self.lanes.values(), *spaces.values()})
         self.seconds = max([python, *threads, *queues.values()]) + START * (len(self.used) - 1)
-
-
-def cost(step: Step, machine: Machine) -> Cost:
-    """What a step is estimated to take."""
-    if isinstance(step, HostStep):
-        rates = machine.rates[0]
-        seconds, products = unit_seconds(step.unit, *step.specs, rates)
-        return Cost(seconds, python=rates.launch, cores=products and 0 in machine.crowded)
-    space = space_of(step)
-    rates = machine.rates[space]
-    crowded = space in machine.crowded
-    if isinstance(step, DeviceStep):
-        seconds, _ = unit_seconds(step.unit, step.inputs, step.plan.outputs, rates)
-        host = LAUNCH * max(len(step.plan.kernels), 1)
-        return Cost(host, seconds, host, crowded)
-    if isinstance(step, (WriteStep, WeightStep)):
-        return Cost(LAUNCH, plain(step.slot.nbytes) / rates.write, LAUNCH)
-    if isinstance(step, ReadStep):
-        return Cost(LAUNCH, plain(step.slot.nbytes) / rates.read, LAUNCH)
-    if isinstance(step, CopyStep):
-        return Cost(LAUNCH, 2 * plain(step.slot.nbytes) / rates.data, LAUNCH)
-    if isinstance(step, StoreStep):
-        return Cost(2 * plain(step.slot.nbytes) / machine.rates[0].data)
-    return Cost(rates.sync if isinstance(step, SyncStep) else LAUNCH)
-
-
-def unit_seconds(
-    unit: HostUnit | DeviceUnit, ins: Sequence[Spec | None], outs: Sequence[Spec] | None, rates: Rates
-) -> tuple[float, bool]:
-    """Estimated time of a unit, and whether most of it are matrix products; a launch where shapes are not known.
-
-    Values between nodes of one unit are taken to stay where they are made.
-    """
-    known = {n: _plain(s) for n, s in zip(unit.inputs, ins, strict=False) if n is not None and s is not None}
-    ends = {n: _plain(s) for n, s in zip(unit.outputs, outs or (), strict=False) if n is not None}
-    seconds, products = 0.0, 0.0
-    for node in unit.nodes:
-        specs = [None if v is None else known.get(v.name) for v in node.inputs]
-        made: Sequence[Spec] = ()
-        if len(unit.nodes) == 1 and outs is not None:
-            made = [_plain(s) for s in outs]
-        elif all(s is not None or v is None for s, v in zip(specs, node.inputs, strict=True)):
-            try:
-                made = infer(node, specs)
-            except (Unknown, ValueError):
-                made = ()
-        known.update((v.name, s) for v, s in zip(node.outputs, made, strict=False) if v is not None)
-        if not made:
-            continue
-        job = work(node, specs, made)
-        if len(unit.nodes) > 1 and job.kind == "data":
-            continue  # what it reads and writes is counted below, as far as it leaves the unit
-        took = job.seconds(rates)
-        seconds += took
-        if job.kind in ("gemm", "conv"):
-            products += took
-    if len(unit.nodes) > 1:
-        edges = [s for s in (*(known.get(n) for n in unit.inputs if n), *ends.values()) if s is not None]
-        seconds += sum(s.nbytes for s in edges) / rates.data
-    return max(seconds, rates.launch), products > seconds / 2
-
-
-def _plain(spec: Spec) -> Spec:
-    """A spec with the numbers at hand in place of symbolic sizes."""
-    return Spec(spec.dtype, tuple(plain(n) for n in spec.shape))

@@ -19,6 +19,7 @@ from gpurt.plan.steps import (
     CopyStep,
     DeviceStep,
     Draft,
+    FollowStep,
     HoldStep,
     HostStep,
     ReadStep,
@@ -195,6 +196,8 @@ class PlanState:
                 steps.append((step, ops.await_copies(step.space)))
             elif isinstance(step, HoldStep):
                 steps.append((step, ops.hold_copies(step.space)))
+            elif isinstance(step, FollowStep):
+                steps.append((step, ops.follow(step)))
             else:
                 steps.append((step, ops.synchronize(step.space)))
         return steps

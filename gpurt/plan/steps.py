@@ -68,6 +68,7 @@ class DeviceStep:
     unit: DeviceUnit
     inputs: Sequence[Spec | None]
     skip: frozenset[int] = frozenset()
+    queue: int = 0  # of the space's, on devices where several are at work at once
 
 
 @dataclass(slots=True)
@@ -141,6 +142,15 @@ class HoldStep:
 
 
 @dataclass(slots=True)
+class FollowStep:
+    """Let one queue of a space wait for what is on another one by now; the host does not wait."""
+
+    space: int
+    queue: int
+    leader: int
+
+
+@dataclass(slots=True)
 class SyncStep:
     """Wait for the queue of a space."""
 
@@ -158,6 +168,7 @@ Step = (
     | WeightStep
     | AwaitStep
     | HoldStep
+    | FollowStep
     | SyncStep
 )
 

@@ -19,7 +19,7 @@ import numpy as np
 from gpurt import dtypes
 from gpurt.plan.replay import BoundStep, Op
 from gpurt.plan.steps import DeviceStep, HostStep, Step, StoreStep, ViewStep
-from gpurt.plan.values import Run
+from gpurt.plan.values import BRANCH, Run
 from gpurt.provider import HOST, BufferRef, DeviceMemory, DeviceTimer
 from gpurt.provider import Step as Launch
 from gpurt.spec import Spec
@@ -126,28 +126,29 @@ class TracedMemory:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._memory, name)
 
-    @property
-    def timer_in_use(self) -> DeviceTimer | None:
-        """The timer of this run's queue, once there is a queue."""
-        return self._timers.get(self._space)
+    def timer_in_use(self, queue: int = 0) -> DeviceTimer | None:
+        """The timer of one of this run's queues, once there is that queue."""
+        return self._timers.get(self._space + BRANCH * queue)
 
     def stream(self) -> Any:
         """The timer's queue; an ordinary one where the device has no timer."""
-        if self._space not in self._timers:
-            timer = self._timers[self._space] = self._memory.timer()
-            if timer is not None:
-                timer.align()
-        timer = self._timers[self._space]
-        return self._memory.stream() if timer is None else timer.stream
+        return self._timed(self._space, self._memory.stream)
+
+    def branch_stream(self, number: int) -> Any:
+        """As stream, of a timer of its own."""
+        return self._timed(self._space + BRANCH * number, lambda: self._memory.branch_stream(number))
 
     def copy_stream(self) -> Any:
-        """The queue of a timer of its own; an ordinary one where the device has no timer."""
-        if -self._space not in self._timers:
-            timer = self._timers[-self._space] = self._memory.timer()
+        """As stream, of a timer of its own."""
+        return self._timed(-self._space, self._memory.copy_stream)
+
+    def _timed(self, key: int, plain: Callable[[], Any]) -> Any:
+        if key not in self._timers:
+            timer = self._timers[key] = self._memory.timer()
             if timer is not None:
                 timer.align()
-        timer = self._timers[-self._space]
-        return self._memory.copy_stream() if timer is None else timer.stream
+        timer = self._timers[key]
+        return plain() if timer is None else timer.stream
 
     def write(self, dst: BufferRef, src: np.ndarray, stream: Any) -> Any:
         """See DeviceMemory."""
@@ -167,13 +168,13 @@ class TracedMemory:
         self._memory.synchronize(stream)
         self._trace.host("Session", "synchronize", start, {"device": self.device})
         if self._trace.full:
-            beside = self._timers.get(-self._space)
-            if beside is not None:  # it may be at work on what is traced, too
-                self._memory.synchronize(beside.stream)
+            for key, timer in self._timers.items():
+                if abs(key) % BRANCH == self._space and timer is not None:  # they may be at work on what is traced, too
+                    self._memory.synchronize(timer.stream)
             self._trace.settle()
 
     def _copy(self, name: str, nbytes: int, work: Launch, stream: Any) -> Any:
-        timer, trace, lane = self.timer_in_use, self._trace, "copies"
+        timer, trace, lane = self.timer_in_use(), self._trace, "copies"
         beside = self._timers.get(-self._space)
         if beside is not None and stream is beside.stream:
             timer, lane = beside, "copy queue"
@@ -215,7 +216,8 @@ def traced(steps: Sequence[BoundStep]) -> Sequence[Op]:
 
 def _launches(step: DeviceStep, launches: Sequence[Launch]) -> Op:
     node = step.unit.nodes[-1]
-    name, space = f"{node.name}_kernel_time", step.space
+    name, space, queue = f"{node.name}_kernel_time", step.space, step.queue
+    lane = f"branch {queue}" if queue else "queue"
     names = [kernel for i, kernel in enumerate(step.plan.kernels) if i not in step.skip]
     names += [node.op_type] * (len(launches) - len(names))
     sizes = _sizes(step.inputs, step.plan.outputs)
@@ -227,7 +229,7 @@ def _launches(step: DeviceStep, launches: Sequence[Launch]) -> Op:
         run.check()
         trace, memory = run.trace, cast("TracedMemory", run.memory(space))
         assert trace is not None, "a traced run has a trace"
-        stream, timer = run.stream(space), memory.timer_in_use
+        stream, timer = run.stream(space, queue), memory.timer_in_use(queue)
         if memory.device not in known:
             about = {**_about(step, memory.device), **sizes}
             known[memory.device] = {**about, **shapes}, [{**about, **g} for g in geometry]
@@ -241,7 +243,7 @@ def _launches(step: DeviceStep, launches: Sequence[Launch]) -> Op:
             tokens = [timer.time(launch) for launch in launches]
         for kernel, args, token in zip(names, kernel_args, tokens, strict=True):
             if token is not None:
-                trace.device(space, "queue", kernel, timer, token, args)
+                trace.device(space, lane, kernel, timer, token, args)
 
     return op
 
@@ -333,9 +335,9 @@ def _sizes(
     parameters = sum(s.nbytes for s, c in zip(ins, known, strict=True) if s is not None and c)
     activations = sum(s.nbytes for s, c in zip(ins, known, strict=True) if s is not None and not c)
     return {
-        "parameter_size": str(parameters),
-        "activation_size": str(activations),
-        "output_size": str(sum(s.nbytes for s in outs if s is not None)),
+        "parameter_size": str(plain(parameters)),
+        "activation_size": str(plain(activations)),
+        "output_size": str(plain(sum(s.nbytes for s in outs if s is not None))),
     }
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 from gpurt.options import ExecutionMode, SessionOptions
 from gpurt.partitioner.rates import kind_of, rates
-from gpurt.plan.schedule import Machine, Parallel
-from gpurt.provider import Provider
+from gpurt.plan.costs import Machine
+from gpurt.plan.schedule import Parallel
+from gpurt.provider import HOST, DeviceMemory, Provider
 
 
 def parallel(
@@ -46,7 +48,14 @@ def _machine(options: SessionOptions, owners: dict[int, Provider], folder: Path 
         if space and kind_of(provider) == "cpu" and (options.intra_op_num_threads or count) >= count:
             crowded.add(space)
     speeds = [rates(owners[space], folder) for space in sorted(owners)]
-    return Machine(speeds, count, frozenset(crowded), options.inter_op_num_threads)
+    queues = [1 if p.memory_space == HOST else _queues(p) for _, p in sorted(owners.items(), key=itemgetter(0))]
+    return Machine(speeds, count, frozenset(crowded), queues, options.inter_op_num_threads)
+
+
+def _queues(provider: Provider) -> int:
+    """Queues of a device for independent kernels; one where the host sees its memory, or weights pass through it."""
+    assert isinstance(provider, DeviceMemory), "whoever has memory of its own says how to use it"
+    return 1 if provider.shares_host or provider.streams_weights else provider.branches
 
 
 def _blas_threads() -> int:
