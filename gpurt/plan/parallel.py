@@ -19,7 +19,7 @@ from operator import itemgetter
 from queue import SimpleQueue
 from typing import Any
 
-from gpurt.plan.lanes import Lanes, Segment, segments
+from gpurt.plan.lanes import Lanes, segments
 from gpurt.plan.replay import BoundStep, Op, Variant, plain
 from gpurt.plan.values import Run
 from gpurt.provider import DeviceMemory
