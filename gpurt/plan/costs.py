@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from gpurt.infer import infer
 from gpurt.partitioner.cost import work
@@ -15,6 +16,7 @@ from gpurt.spec import Spec, Unknown
 from gpurt.symbolic import plain
 
 LAUNCH: Final = 4e-6  # seconds of the host for a launch
+_ENDLESS: Final[dict[str, Any]] = dict.fromkeys(("gemm", "conv", "depthwise", "window", "math", "data"), math.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,9 @@ def cost(step: Step, machine: Machine) -> Cost:
     if isinstance(step, HostStep):
         rates = machine.rates[0]
         seconds, products = unit_seconds(step.unit, *step.specs, rates)
-        return Cost(seconds, python=rates.launch, cores=products and 0 in machine.crowded)
+        # NumPy holds Python's lock for what a call takes however small its arrays are.
+        calls, _ = unit_seconds(step.unit, *step.specs, replace(rates, **_ENDLESS))
+        return Cost(seconds, python=min(calls, seconds), cores=products and 0 in machine.crowded)
     space = space_of(step)
     rates = machine.rates[space]
     crowded = space in machine.crowded
