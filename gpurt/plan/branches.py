@@ -71,7 +71,8 @@ class Queues:
         self._space = space
         self._queue = [self._of(step) for step in steps]
         self.count = 1 + max((q for q in self._queue if q is not None), default=0)
-        self.follows: dict[int, list[tuple[int, int]]] = {0: [(q, 0) for q in range(1, self.count)]}
+        others = sorted({q for q in self._queue if q})
+        self.follows: dict[int, list[tuple[int, int]]] = {0: [(q, 0) for q in others]}
         self._place()
         self.begin: list[Clock] = []
         """Of each step: what is done when it begins."""

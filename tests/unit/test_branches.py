@@ -21,7 +21,8 @@ from gpurt.plan import branches as branches_module
 from gpurt.plan import plan as plan_module
 from gpurt.plan import schedule as schedule_module
 from gpurt.plan.branches import branching
-from gpurt.plan.steps import DeviceStep, FollowStep
+from gpurt.plan.lanes import Lanes, space_of
+from gpurt.plan.steps import DeviceStep, FollowStep, HostStep
 from gpurt.provider import Capability, Rates
 
 n = helper.make_node
@@ -119,23 +120,28 @@ def device():
 
 @pytest.fixture
 def divided(monkeypatch, device):
-    """Queues by chance in place of estimates; yields the generator that decides."""
+    """Queues and lanes by chance in place of estimates; yields the generator that decides."""
 
     def divide(steps, space, _):
         for step in steps:
             if isinstance(step, DeviceStep) and step.space == space:
                 step.queue = device.rng.randrange(4)
 
+    def schedule(steps, _):
+        for step in steps:
+            if isinstance(step, HostStep):
+                step.lane = device.rng.randrange(3)
+        return Lanes(3, dict.fromkeys({space_of(s) for s in steps} - {0}, device.rng.randrange(3)))
+
     monkeypatch.setattr(schedule_module, "divide", divide)
-    monkeypatch.setattr(schedule_module, "schedule", lambda steps, machine: None)
+    monkeypatch.setattr(schedule_module, "schedule", schedule)
     monkeypatch.setattr("gpurt.session.lanes.rates", lambda provider, folder: DEFAULTS["gpu"])
     return device.rng
 
 
 def options(**given):
-    return gpurt.SessionOptions(
-        **{"partitioning": "greedy", "graph_optimization_level": "disable_all", "execution_mode": "parallel", **given}
-    )
+    wanted = {"partitioning": "greedy", "graph_optimization_level": "disable_all", "inter_op_num_threads": 3}
+    return gpurt.SessionOptions(**{**wanted, "execution_mode": "parallel", **given})
 
 
 @st.composite

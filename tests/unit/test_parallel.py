@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -486,6 +490,72 @@ def test_terminate_ends_all_lanes(at):
     at(lambda name: None)
     np.testing.assert_array_equal(session.run(None, {"x": X})[0], WANT)
     assert len(session._site.parallel.threads._idle) == len(session._site.parallel.threads._all)
+
+
+def test_an_interrupt_ends_all_lanes(at):
+    session = two_devices()
+    session.run(None, {"x": X})
+
+    def interrupt(name):
+        if name == "n_l":
+            signal.raise_signal(signal.SIGINT)  # its handler runs on the main thread, which waits for this one
+        time.sleep(0.05)
+
+    at(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        session.run(None, {"x": X})
+    at(lambda name: None)
+    np.testing.assert_array_equal(session.run(None, {"x": X})[0], WANT)
+    assert len(session._site.parallel.threads._idle) == len(session._site.parallel.threads._all)
+
+
+def test_outputs_in_memory_of_inputs_keep_the_order_of_the_plan(devices, scattered):
+    nodes = [n("Neg", ["x"], ["a"], "n_l"), n("Transpose", ["x"], ["b"], "t_h"), n("Add", ["a", "b"], ["y"], "s_l")]
+    model = make_model(nodes, {"x": (F16, [3, 3])}, ["y"])
+    session = gpurt.InferenceSession(model, options(inter_op_num_threads=3), providers=["left", "cpu"])
+    x = np.arange(9, dtype=np.float16).reshape(3, 3)
+    for device in ("cpu", "left:0"):
+        (memory,) = session.run_with_ort_values(None, {"x": x}, device=device)
+        before = memory.numpy().copy()
+        binding = session.io_binding()
+        binding.bind_ortvalue_input("x", memory)
+        binding.bind_ortvalue_output("y", memory)
+        session.run_with_iobinding(binding)
+        np.testing.assert_array_equal(memory.numpy(), before.T - before)
+        assert lanes_of(session)[-1] is None
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], x.T - x)
+    assert lanes_of(session)[-1] is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_starts_threads_of_its_own():
+    code = """
+import os, sys, threading, numpy as np
+from onnx import TensorProto, helper
+import gpurt
+import gpurt.session.lanes as lanes
+from gpurt.provider import Rates
+lanes.rates = lambda provider, folder: Rates(1e3, 1e3, 1e3, 1e3, 1e3, 1e6, 1e-6)
+n = helper.make_node
+nodes = [n("Softmax", ["x"], ["a"]), n("Softmax", ["x"], ["b"], axis=0), n("Concat", ["a", "b"], ["y"], axis=0)]
+kind = (TensorProto.FLOAT, [4, 8])
+graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", *kind)],
+                          [helper.make_tensor_value_info("y", TensorProto.FLOAT, [8, 8])])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+session = gpurt.InferenceSession(model, gpurt.SessionOptions(execution_mode="parallel", inter_op_num_threads=2,
+                                                             intra_op_num_threads=1), providers=["cpu"])
+x = {"x": np.ones((4, 8), np.float32)}
+want = session.run(None, x)[0]
+assert threading.active_count() == 2
+pid = os.fork()
+same = np.array_equal(session.run(None, x)[0], want)
+if pid:
+    os.waitpid(pid, 0)
+print(f"{'parent' if pid else 'child'} {same} {threading.active_count()}", flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert sorted(done.stdout.split("\n")) == ["", "child True 2", "parent True 2"], done.stderr
 
 
 # --- profiles, options
