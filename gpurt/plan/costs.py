@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from gpurt.infer import infer
 from gpurt.partitioner.cost import work
 from gpurt.plan.lanes import space_of
 from gpurt.plan.steps import CopyStep, DeviceStep, HostStep, ReadStep, Step, StoreStep, SyncStep, WeightStep, WriteStep
 from gpurt.provider import DeviceUnit, HostUnit, Rates
-from gpurt.spec import Spec, Unknown
+from gpurt.spec import SizedSpec, Spec, Unknown
 from gpurt.symbolic import plain
 
 LAUNCH: Final = 4e-6  # seconds of the host for a launch
-_ENDLESS: Final[dict[str, Any]] = dict.fromkeys(("gemm", "conv", "depthwise", "window", "math", "data"), math.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +56,13 @@ def cost(step: Step, machine: Machine) -> Cost:
     """What a step is estimated to take."""
     if isinstance(step, HostStep):
         rates = machine.rates[0]
-        seconds, products = unit_seconds(step.unit, *step.specs, rates)
-        # NumPy holds Python's lock for what a call takes however small its arrays are.
-        calls, _ = unit_seconds(step.unit, *step.specs, replace(rates, **_ENDLESS))
-        return Cost(seconds, python=min(calls, seconds), cores=products and 0 in machine.crowded)
+        seconds, calls, products = unit_seconds(step.unit, *step.specs, rates)
+        return Cost(seconds, python=calls, cores=products and 0 in machine.crowded)
     space = space_of(step)
     rates = machine.rates[space]
     crowded = space in machine.crowded
     if isinstance(step, DeviceStep):
-        seconds, _ = unit_seconds(step.unit, step.inputs, step.plan.outputs, rates)
+        seconds, _, _ = unit_seconds(step.unit, step.inputs, step.plan.outputs, rates)
         host = LAUNCH * max(len(step.plan.kernels), 1)
         return Cost(host, seconds, host, crowded)
     if isinstance(step, (WriteStep, WeightStep)):
@@ -82,14 +78,15 @@ def cost(step: Step, machine: Machine) -> Cost:
 
 def unit_seconds(
     unit: HostUnit | DeviceUnit, ins: Sequence[Spec | None], outs: Sequence[Spec] | None, rates: Rates
-) -> tuple[float, bool]:
-    """Estimated time of a unit, and whether most of it are matrix products; a launch where shapes are not known.
+) -> tuple[float, float, bool]:
+    """Estimated time of a unit, how much of it passes however small its values are, and whether most are products.
 
-    Values between nodes of one unit are taken to stay where they are made.
+    The second is when NumPy holds Python's lock. Values between nodes of one unit are taken to stay where they are
+    made. Where shapes are not known it is a launch.
     """
     known = {n: _plain(s) for n, s in zip(unit.inputs, ins, strict=False) if n is not None and s is not None}
     ends = {n: _plain(s) for n, s in zip(unit.outputs, outs or (), strict=False) if n is not None}
-    seconds, products = 0.0, 0.0
+    seconds, calls, products = 0.0, 0.0, 0.0
     for node in unit.nodes:
         specs = [None if v is None else known.get(v.name) for v in node.inputs]
         made: Sequence[Spec] = ()
@@ -108,14 +105,16 @@ def unit_seconds(
             continue  # what it reads and writes is counted below, as far as it leaves the unit
         took = job.seconds(rates)
         seconds += took
+        calls += replace(job, amount=0.0, nbytes=0.0).seconds(rates)
         if job.kind in ("gemm", "conv"):
             products += took
     if len(unit.nodes) > 1:
         edges = [s for s in (*(known.get(n) for n in unit.inputs if n), *ends.values()) if s is not None]
         seconds += sum(s.nbytes for s in edges) / rates.data
-    return max(seconds, rates.launch), products > seconds / 2
+    return max(seconds, rates.launch), max(calls, rates.launch), products > seconds / 2
 
 
 def _plain(spec: Spec) -> Spec:
-    """A spec with the numbers at hand in place of symbolic sizes."""
-    return Spec(spec.dtype, tuple(plain(n) for n in spec.shape))
+    """A spec with the numbers at hand in place of symbolic sizes, whose content is left aside."""
+    const = None if isinstance(spec, SizedSpec) else spec.const
+    return Spec(spec.dtype, tuple(plain(n) for n in spec.shape), const)

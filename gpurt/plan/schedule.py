@@ -28,9 +28,11 @@ GAIN: Final = 0.9  # of the time on one lane: what several must stay below
 
 def schedule(steps: Sequence[Step], machine: Machine) -> Lanes | None:
     """The lanes of a plan's steps, with HostStep.lane set; None where one thread is as good."""
+    spaces = sorted({space_of(s) for s in steps if not isinstance(s, HostStep)})
+    if len(spaces) < 2 and not any(isinstance(s, HostStep) for s in steps):
+        return None  # one queue
     costs = [cost(step, machine) for step in steps]
     after = dependencies(steps)
-    spaces = sorted({space_of(s) for s in steps if not isinstance(s, HostStep)})
     most = machine.most or machine.cores + len(spaces)
     hosts = min(machine.cores, most)
     alone = _Trial(steps, costs, after, dict.fromkeys(spaces, 0), 1)
