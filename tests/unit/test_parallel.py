@@ -251,6 +251,25 @@ def test_small_plans_and_one_thread_stay_sequential(monkeypatch):
     assert len(lane_threads()) == before
 
 
+@pytest.mark.parametrize(("threads", "expected"), [(1, 2), (2, 1)])
+def test_products_of_branches_share_a_blas_with_threads_of_its_own(monkeypatch, threads, expected):
+    monkeypatch.setattr("gpurt.session.lanes.rates", lambda provider, folder: SLOW_HOST)
+    monkeypatch.setattr("gpurt.session.lanes.cores", lambda: 2)
+    monkeypatch.setattr("gpurt.session.lanes._blas_threads", lambda: threads)
+    weights = {name: np.eye(8, dtype=np.float32) for name in ("v", "w")}
+    nodes = [
+        n("MatMul", ["x", "v"], ["a"]),
+        n("MatMul", ["x", "w"], ["b"], "other"),
+        n("Concat", ["a", "b"], ["y"], axis=0),
+    ]
+    model = make_model(nodes, {"x": (F32, [8, 8])}, ["y"], weights)
+    session = gpurt.InferenceSession(model, options(), providers=["cpu"])
+    x = np.ones((8, 8), np.float32)
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], np.concatenate([x, x]))
+    (found,) = lanes_of(session)
+    assert (1 if found is None else found.count) == expected
+
+
 # --- values
 
 
