@@ -1,8 +1,8 @@
 """Branches of a plan on several queues of one device, for devices on which independent kernels run beside one another.
 
-Queue 0 is the device's own: copies are on it, the others begin after what is there before the plan, and it ends after
-them. Between queues stand steps that let one follow another, no more than the values and the memory ask for. Memory is
-shared by values of two branches only where one is certainly done with before the other is made.
+Queue 0 is the device's own: what is read is on it, the others begin after what is there before the plan, and it ends
+after them. Between queues stand steps that let one follow another, no more than the values and the memory ask for.
+Memory is shared by values of two branches only where one is certainly done with before the other is made.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from gpurt.memory.offsets import Conflicts
+from gpurt.plan.lanes import space_of
 from gpurt.plan.steps import CopyStep, DeviceStep, Draft, FollowStep, ReadStep, Slot, Step, SyncStep, WriteStep
 
 Clock = tuple[int, ...]
@@ -17,8 +18,8 @@ Clock = tuple[int, ...]
 
 
 def branching(steps: Sequence[Step]) -> frozenset[int]:
-    """The devices whose launches are on several queues."""
-    return frozenset(s.space for s in steps if isinstance(s, DeviceStep) and s.queue)
+    """The devices whose launches, or copies to them, are on several queues."""
+    return frozenset(space_of(s) for s in steps if isinstance(s, (DeviceStep, WriteStep)) and s.queue)
 
 
 def touches(step: Step, space: int) -> Iterator[tuple[Slot, bool]]:
@@ -89,7 +90,9 @@ class Queues:
             return step.queue if step.space == self._space else None
         if isinstance(step, SyncStep):
             return 0 if step.space == self._space else None
-        return 0 if any(touches(step, self._space)) else None
+        if not any(touches(step, self._space)):
+            return None
+        return step.queue if isinstance(step, WriteStep) else 0
 
     def of(self, number: int) -> int:
         """The queue of a step that is on one."""

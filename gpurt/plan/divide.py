@@ -13,7 +13,7 @@ from gpurt import logs
 from gpurt.plan.branches import needs
 from gpurt.plan.costs import LAUNCH, Cost, Machine, cost
 from gpurt.plan.lanes import space_of
-from gpurt.plan.steps import DeviceStep, Step, SyncStep
+from gpurt.plan.steps import DeviceStep, Step, SyncStep, WriteStep
 
 logger = logs.get(__name__)
 
@@ -22,7 +22,7 @@ GAIN: Final = 0.9  # of the time on one queue: what several must stay below
 
 
 def divide(steps: Sequence[Step], space: int, machine: Machine) -> None:
-    """Set DeviceStep.queue for the steps of a device, if several queues make runs faster."""
+    """Set the queues of a device's steps, if several make runs faster; copies to it that come later have one more."""
     mine = [i for i, s in enumerate(steps) if isinstance(s, DeviceStep) and s.space == space]
     if len(mine) < 3:
         return
@@ -34,10 +34,11 @@ def divide(steps: Sequence[Step], space: int, machine: Machine) -> None:
     if best.seconds > GAIN * trials[0].seconds:
         return
     logger.debug("%d queues: estimated %.3g s, on one %.3g s", best.count, best.seconds, trials[0].seconds)
-    for i in mine:
-        step = steps[i]
-        assert isinstance(step, DeviceStep), "chosen above"
-        step.queue = best.queues[i]
+    for i, step in enumerate(steps[mine[0] :], mine[0]):
+        if isinstance(step, DeviceStep) and step.space == space:
+            step.queue = best.queues[i]
+        elif isinstance(step, WriteStep) and step.slot.space == space:
+            step.queue = best.count
 
 
 class _Trial:

@@ -58,11 +58,11 @@ def call(step: HostStep, done: Sequence[int] = ()) -> Op:
 
 def write(step: WriteStep, ref: Callable[[Run, Mapping[str, Held]], BufferRef]) -> Op:
     """Copy a host register to a device."""
-    register, space, beside = step.register, step.slot.space, step.beside
+    register, space, beside, number = step.register, step.slot.space, step.beside, step.queue
 
     def op(run: Run, registers: list[Any]) -> None:
         array = np.ascontiguousarray(registers[register])
-        queue = run.copies(space) if beside else run.stream(space)
+        queue = run.copies(space) if beside else run.stream(space, number)
         run.keep((array, run.memory(space).write(ref(run, {}), array, queue)))
 
     return op

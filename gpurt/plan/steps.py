@@ -79,6 +79,7 @@ class WriteStep:
     slot: Slot
     value: str = ""
     beside: bool = False
+    queue: int = 0  # as DeviceStep's
 
 
 @dataclass(slots=True)

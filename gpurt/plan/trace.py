@@ -174,10 +174,9 @@ class TracedMemory:
             self._trace.settle()
 
     def _copy(self, name: str, nbytes: int, work: Launch, stream: Any) -> Any:
-        timer, trace, lane = self.timer_in_use(), self._trace, "copies"
-        beside = self._timers.get(-self._space)
-        if beside is not None and stream is beside.stream:
-            timer, lane = beside, "copy queue"
+        trace = self._trace
+        timer = next((t for t in self._timers.values() if t is not None and t.stream is stream), None)
+        lane = "copies" if timer is self.timer_in_use() else "copy queue"
         args = {
             "op_name": name,
             "provider": ort_name(self.device),

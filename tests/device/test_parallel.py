@@ -16,7 +16,7 @@ from gpurt.device.provider import DeviceProvider
 from gpurt.plan import schedule as schedule_module
 from gpurt.plan.branches import branching
 from gpurt.plan.lanes import Lanes, space_of
-from gpurt.plan.steps import DeviceStep, HostStep
+from gpurt.plan.steps import DeviceStep, HostStep, WriteStep
 
 n = helper.make_node
 
@@ -76,6 +76,8 @@ def test_branches_on_several_queues(monkeypatch, tmp_path):
         for step in steps:
             if isinstance(step, DeviceStep):
                 step.queue = rng.randrange(3)
+            elif isinstance(step, WriteStep):
+                step.queue = 3
 
     monkeypatch.setattr(schedule_module, "divide", divide)
     monkeypatch.setattr(DeviceProvider, "branches", 3)
@@ -84,7 +86,7 @@ def test_branches_on_several_queues(monkeypatch, tmp_path):
     assert all(branching(plan._draft.steps) for plan in made._runner.plans())
     events = json.loads(Path(made.end_profiling()).read_text())
     lanes = {e["args"]["name"] for e in events if e["name"] == "thread_name"}
-    assert {"opencl:0 queue 0", "opencl:0 branch 1 0", "opencl:0 branch 2 0"} <= lanes
+    assert {f"opencl:0 {lane} 0" for lane in ("queue", "branch 1", "branch 2", "copy queue", "copies")} <= lanes
     check(session())
 
 

@@ -22,7 +22,7 @@ from gpurt.plan import plan as plan_module
 from gpurt.plan import schedule as schedule_module
 from gpurt.plan.branches import branching
 from gpurt.plan.lanes import Lanes, space_of
-from gpurt.plan.steps import DeviceStep, FollowStep, HostStep
+from gpurt.plan.steps import DeviceStep, FollowStep, HostStep, WriteStep
 from gpurt.provider import Capability, Rates
 
 n = helper.make_node
@@ -124,7 +124,7 @@ def divided(monkeypatch, device):
 
     def divide(steps, space, _):
         for step in steps:
-            if isinstance(step, DeviceStep) and step.space == space:
+            if isinstance(step, (DeviceStep, WriteStep)) and space_of(step) == space:
                 step.queue = device.rng.randrange(4)
 
     def schedule(steps, _):
