@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         Terminated,
     )
     from gpurt.logs import set_default_logger_severity
-    from gpurt.options import GraphOptimizationLevel, SessionOptions
+    from gpurt.options import ExecutionMode, GraphOptimizationLevel, SessionOptions
     from gpurt.run_options import RunOptions
     from gpurt.session import Explanation, InferenceSession, IOBinding, NodeArg
     from gpurt.tensor import Tensor
@@ -38,6 +38,7 @@ _WHERE = {
     "IOBinding": "gpurt.session",
     "InferenceSession": "gpurt.session",
     "NodeArg": "gpurt.session",
+    "ExecutionMode": "gpurt.options",
     "GraphOptimizationLevel": "gpurt.options",
     "SessionOptions": "gpurt.options",
     "EPFail": "gpurt.errors",
@@ -59,6 +60,7 @@ _WHERE = {
 
 __all__ = [
     "EPFail",
+    "ExecutionMode",
     "Explanation",
     "Fail",
     "GpurtError",

@@ -25,7 +25,7 @@ from gpurt.errors import (
     NotImplemented,
     RuntimeException,
 )
-from gpurt.options import GraphOptimizationLevel, SessionOptions
+from gpurt.options import ExecutionMode, GraphOptimizationLevel, SessionOptions
 from gpurt.session import InferenceSession as _Session
 from gpurt.session import IOBinding as _Binding
 from gpurt.session import NodeArg
@@ -33,6 +33,7 @@ from gpurt.tensor import Tensor
 
 __all__ = [
     "EPFail",
+    "ExecutionMode",
     "Fail",
     "GraphOptimizationLevel",
     "IOBinding",

@@ -28,6 +28,16 @@ _LEVELS: Final = {
     "all": GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 
+
+class ExecutionMode(IntEnum):
+    """Whether a run's steps are done one after the other or by several threads; ONNX Runtime's names and numbers."""
+
+    ORT_SEQUENTIAL = 0
+    ORT_PARALLEL = 1
+
+
+_MODES: Final = {"sequential": ExecutionMode.ORT_SEQUENTIAL, "parallel": ExecutionMode.ORT_PARALLEL}
+
 _PARTITIONING: Final = ("cost", "greedy")
 
 TUNING: Final = ("off", "cached", "online")
@@ -35,19 +45,35 @@ TUNING: Final = ("off", "cached", "online")
 
 # Options of ONNX Runtime that users may reach for and gpurt does not have yet; setting one must not be silent.
 _NOT_YET: Final = {
-    "execution_mode",
-    "inter_op_num_threads",
+    "enable_cpu_mem_arena",
+    "enable_mem_pattern",
+    "enable_mem_reuse",
+    "execution_order",
+    "use_deterministic_compute",
 }
 
 
 # Integer options, with their least value.
 _LEAST: Final = {
+    "inter_op_num_threads": 0,
     "intra_op_num_threads": 0,
     "log_severity_level": -1,
     "log_verbosity_level": 0,
     "plan_cache_bytes": 0,
     "plan_cache_size": 1,
 }
+
+
+def _mode(value: Any) -> ExecutionMode:
+    remedy = f"Use one of {', '.join(_MODES)}, or 0, 1"
+    if isinstance(value, str):
+        if value.lower() not in _MODES:
+            raise InvalidArgument(f"execution_mode is {value!r}{suggest(value, _MODES)}", remedy=remedy)
+        return _MODES[value.lower()]
+    try:
+        return ExecutionMode(int(value) if int(value) == value else -1)
+    except (TypeError, ValueError) as e:
+        raise InvalidArgument(f"execution_mode is {value!r}", remedy=remedy) from e
 
 
 def _level(value: Any) -> GraphOptimizationLevel:
@@ -85,6 +111,12 @@ class SessionOptions:
             device of the session (``"opencl:1"``, ``"cpu"``); in this order they win over one another.
         strict: an unusable provider in the list, or a node that falls to the appended cpu, is an error. Default False.
         cache_dir: folder for caches; None for the user's cache folder, False for none.
+        execution_mode: ExecutionMode, its number or its name. ``sequential``, the default: a run's steps follow one
+            another on the thread that calls it. ``parallel``: where a plan's estimated time falls by it, what does not
+            depend on one another goes to several threads: devices beside the host and beside one another, and branches
+            of ``cpu``. Values are the same; docs/threads.md.
+        inter_op_num_threads: threads of a run under ``parallel``, the one that calls it included; 1 is ``sequential``,
+            0 one for each device and for ``cpu`` as many as branches, at most as cores.
         intra_op_num_threads: threads of NumPy's BLAS, for the whole process, and of OpenCL devices that are CPUs, for
             this session; 0 leaves them as they are.
         plan_cache_size: most plans kept for each point where a plan can begin; the least recently used goes first.
@@ -103,7 +135,9 @@ class SessionOptions:
         "cache_dir",
         "disabled_optimizers",
         "enable_profiling",
+        "execution_mode",
         "graph_optimization_level",
+        "inter_op_num_threads",
         "intra_op_num_threads",
         "log_severity_level",
         "log_verbosity_level",
@@ -124,7 +158,9 @@ class SessionOptions:
     cache_dir: str | os.PathLike[str] | bool | None
     disabled_optimizers: Sequence[str]
     enable_profiling: bool
+    execution_mode: ExecutionMode
     graph_optimization_level: GraphOptimizationLevel
+    inter_op_num_threads: int
     intra_op_num_threads: int
     log_severity_level: int
     log_verbosity_level: int
@@ -146,7 +182,9 @@ class SessionOptions:
             "cache_dir": None,
             "disabled_optimizers": (),
             "enable_profiling": False,
+            "execution_mode": ExecutionMode.ORT_SEQUENTIAL,
             "graph_optimization_level": GraphOptimizationLevel.ORT_ENABLE_ALL,
+            "inter_op_num_threads": 0,
             "intra_op_num_threads": 0,
             "log_severity_level": -1,
             "log_verbosity_level": 0,
@@ -176,6 +214,8 @@ class SessionOptions:
             )
         if name == "graph_optimization_level":
             value = _level(value)
+        elif name == "execution_mode":
+            value = _mode(value)
         elif name == "partitioning" and value not in _PARTITIONING:
             raise InvalidArgument(
                 f"partitioning is {value!r}{suggest(str(value), _PARTITIONING)}",

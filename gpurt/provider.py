@@ -403,6 +403,14 @@ class DeviceMemory(ABC):
         """A queue for copies that overlap with the work on another one; without one of its own a further stream."""
         return self.stream()
 
+    branches: int = 1
+    """Queues on which independent kernels are worth enqueuing: more than one where the device runs some at once, and
+    lets queues follow one another without the host. Since version 1.1 of the contract."""
+
+    def branch_stream(self, number: int) -> Any:  # noqa: ARG002 - a further one, whichever it is
+        """A queue beside the first, for launches; `number` counts from 1. Since version 1.1 of the contract."""
+        return self.stream()
+
     def follow(self, stream: Any, leader: Any) -> None:  # noqa: ARG002 - whatever comes then is late enough
         """Let what is enqueued on a stream from now on begin after what is on another one by now.
 

@@ -62,6 +62,9 @@ MEMORY_OPTIONS: Mapping[str, str] = {
     **TUNING_OPTIONS,
 }
 
+BRANCHES: Final = 4
+"""Queues for independent kernels on a GPU."""
+
 MOST_PROGRAMS: Final = 1024
 """Programs that a provider keeps for plans to come, whether or not a plan uses them; the oldest goes first."""
 
@@ -84,6 +87,8 @@ class DeviceProvider(Provider, DeviceMemory):
         self.device = device
         self.memory_space = device
         self.shares_host = self.info.shares_host
+        if self.info.kind == "gpu" and isinstance(driver, FollowingDriver):
+            self.branches = BRANCHES  # all cores of a CPU have work by one kernel
         terms = {
             "limit": _nbytes(options, "memory_limit", None),
             "strategy": options.get("arena_extend_strategy", "next_power_of_two"),

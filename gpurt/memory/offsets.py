@@ -41,10 +41,15 @@ class Layout:
         return sum(self.blocks)
 
 
-def assign(lifetimes: Sequence[Lifetime], alignment: int, max_block: int) -> Layout:
+Conflicts = Sequence[frozenset[int]]
+"""For each value those that it cannot share memory with, by position, where the order of steps is only partly fixed."""
+
+
+def assign(lifetimes: Sequence[Lifetime], alignment: int, max_block: int, conflicts: Conflicts | None = None) -> Layout:
     """Place values; offsets are multiples of the alignment, no block is larger than max_block unless one value is.
 
-    The same lifetimes give the same layout in every process.
+    Conflicts take the place of overlapping lifetimes, which they include. The same lifetimes give the same layout in
+    every process.
     """
     lives = [Lifetime(rounded(v.nbytes, alignment), v.first, v.last) for v in lifetimes]
     if not lives:
@@ -52,13 +57,13 @@ def assign(lifetimes: Sequence[Lifetime], alignment: int, max_block: int) -> Lay
     bound = lower_bound(lives, alignment)
     best: _Trial | None = None
     for order in _orders(lives):
-        trial = _Trial(lives, order, max_block)
+        trial = _Trial(lives, order, max_block, conflicts)
         if best is None or trial.peak < best.peak:
             best = trial
         if best.peak <= bound:
             break
     assert best is not None, "there is at least one order"
-    return _improved(best, lives, bound, max_block).layout()
+    return _improved(best, lives, bound, max_block, conflicts).layout()
 
 
 def lower_bound(lifetimes: Sequence[Lifetime], alignment: int) -> int:
@@ -89,23 +94,32 @@ def _loads(lifetimes: Sequence[Lifetime], alignment: int) -> dict[int, int]:
 class _Trial:
     """One order's placement."""
 
-    def __init__(self, lives: Sequence[Lifetime], order: Sequence[int], max_block: int) -> None:
+    def __init__(
+        self, lives: Sequence[Lifetime], order: Sequence[int], max_block: int, conflicts: Conflicts | None
+    ) -> None:
         self.order = list(order)
         self.places: list[tuple[int, int]] = [(0, 0)] * len(lives)
         self.sizes: list[int] = []
         self.highest = order[0]  # value that ends where the last block grew last
-        blocks: list[list[tuple[int, int, int, int]]] = []  # by block: (offset, end, first, last), sorted
+        # By block: (offset, end, first, last), sorted.
+        blocks: list[list[tuple[int, int, int, int]]] = []
         for i in order:
             life = lives[i]
+            # Under conflicts a value's place in time is its position.
+            first, last = (life.first, life.last) if conflicts is None else (i, i)
             for block in range(len(blocks) + 1):
                 if block == len(blocks):
                     blocks.append([])
                     self.sizes.append(0)
                 entries = blocks[block]
-                offset = _lowest(entries, life)
+                if conflicts is None:
+                    offset = _lowest(entries, life)
+                else:
+                    others = [(o, e, 0, 0) for o, e, k, _ in entries if k in conflicts[i]]
+                    offset = _lowest(others, Lifetime(life.nbytes, 0, 0))
                 end = offset + life.nbytes
                 if end <= max_block or not entries:
-                    bisect.insort(entries, (offset, end, life.first, life.last))
+                    bisect.insort(entries, (offset, end, first, last))
                     self.places[i] = (block, offset)
                     if end > self.sizes[block]:
                         self.sizes[block] = end
@@ -151,7 +165,9 @@ def _orders(lives: Sequence[Lifetime]) -> Iterator[list[int]]:
     yield sorted(turns, key=lambda i: (-crowds[i], -lives[i].nbytes))
 
 
-def _improved(best: _Trial, lives: Sequence[Lifetime], bound: int, max_block: int) -> _Trial:
+def _improved(
+    best: _Trial, lives: Sequence[Lifetime], bound: int, max_block: int, conflicts: Conflicts | None
+) -> _Trial:
     """Give the value that ends highest an earlier turn, again and again; seeded, so that plans are reproducible."""
     turns = random.Random(len(lives))  # noqa: S311 - a search, no secret
     for _ in range(min(64, EFFORT // len(lives))):
@@ -160,7 +176,7 @@ def _improved(best: _Trial, lives: Sequence[Lifetime], bound: int, max_block: in
             break
         order = list(best.order)
         order.insert(turns.randrange(turn), order.pop(turn))
-        trial = _Trial(lives, order, max_block)
+        trial = _Trial(lives, order, max_block, conflicts)
         if trial.peak <= best.peak:
             best = trial
     return best

@@ -69,7 +69,7 @@ def rates(provider: Provider, folder: Path | None) -> Rates:
     said = provider.rates()
     if said is not None:
         return said
-    kind = "host" if provider.memory_space == HOST else _kind(provider)
+    kind = "host" if provider.memory_space == HOST else kind_of(provider)
     if kind == "emulator":
         return DEFAULTS[kind]
     facts = f"{VERSION} {provider.name} {provider.identity()} {kind} {np.__version__} {platform.machine()}"
@@ -265,7 +265,8 @@ def _with(found: Rates, **changed: Any) -> Rates:
     return replace(found, **changed)
 
 
-def _kind(provider: Provider) -> str:
+def kind_of(provider: Provider) -> str:
+    """The kind of a provider's device, see gpurt.provider.Device."""
     with contextlib.suppress(Unavailable):
         for device in type(provider).probe():
             if device.name == provider.device and device.kind in DEFAULTS:

@@ -217,13 +217,14 @@ class Builder(Delivery):
         for slot in views:
             slot.use(len(self._steps))
         specs = self._infer(unit)
+        known = [None if n is None else self._places[n].spec for n in unit.inputs]
         outs = []
         for position, name in enumerate(unit.outputs):
             register = self._register()
             outs.append(register)
             if name is not None:
                 self._places[name] = Place(specs[position] if specs else None, register, views=views)
-        self._steps.append(HostStep(unit, ins, outs))
+        self._steps.append(HostStep(unit, ins, outs, specs=(known, specs)))
 
     def _infer(self, unit: HostUnit) -> Sequence[Spec] | None:
         """Output specs of a host unit; None where only running it can tell."""

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from gpurt.plan import lanes
 from gpurt.plan.replay import Op
-from gpurt.plan.steps import CopyStep, Draft, HostStep, ReadStep, StoreStep, ViewStep, WeightStep, WriteStep
+from gpurt.plan.steps import CopyStep, Draft, FollowStep, HostStep, ReadStep, StoreStep, ViewStep, WeightStep, WriteStep
 from gpurt.plan.values import Held, Run, aligned_empty
 from gpurt.provider import BufferRef, ContinuingUnit, DeviceMemory
 from gpurt.spec import Spec
@@ -19,6 +20,8 @@ def last_reads(draft: Draft) -> dict[int, list[int]]:
 
     Letting go of their values at once keeps memory small, and what is used again is still in the processor's cache.
     """
+    if draft.lanes is not None:
+        return lanes.last_reads(draft, draft.lanes)
     last: dict[int, int] = {}
     for number, step in enumerate(draft.steps):
         if isinstance(step, HostStep):
@@ -55,11 +58,11 @@ def call(step: HostStep, done: Sequence[int] = ()) -> Op:
 
 def write(step: WriteStep, ref: Callable[[Run, Mapping[str, Held]], BufferRef]) -> Op:
     """Copy a host register to a device."""
-    register, space, beside = step.register, step.slot.space, step.beside
+    register, space, beside, number = step.register, step.slot.space, step.beside, step.queue
 
     def op(run: Run, registers: list[Any]) -> None:
         array = np.ascontiguousarray(registers[register])
-        queue = run.copies(space) if beside else run.stream(space)
+        queue = run.copies(space) if beside else run.stream(space, number)
         run.keep((array, run.memory(space).write(ref(run, {}), array, queue)))
 
     return op
@@ -175,6 +178,18 @@ def hold_copies(space: int) -> Op:
         copies, work = run.copies(space), run.stream(space)
         if copies is not work:
             run.memory(space).follow(copies, work)
+
+    return op
+
+
+def follow(step: FollowStep) -> Op:
+    """What is enqueued on one queue of a space from now on comes after what is on another one."""
+    space, queue, leader = step.space, step.queue, step.leader
+
+    def op(run: Run, _: list[Any]) -> None:
+        first, second = run.stream(space, leader), run.stream(space, queue)
+        if first is not second:
+            run.memory(space).follow(second, first)
 
     return op
 

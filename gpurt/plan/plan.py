@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from gpurt.errors import OutOfMemory
 from gpurt.memory.offsets import Lifetime, assign, lower_bound, rounded
+from gpurt.plan.branches import branching, conflicts, join
 from gpurt.plan.delivery import carried
 from gpurt.plan.destination import Destination
 from gpurt.plan.overlap import overlap
@@ -35,6 +36,7 @@ class Plan:
                 found = stream_weights(draft, space, memory)
                 if found is not None:
                     self.streamed[space] = found
+        divided = branching(draft.steps)
         self._places: dict[Slot, tuple[int, int]] = {}
         self.blocks: dict[int, Sequence[int]] = {}
         self.lower_bounds: dict[int, int] = {}
@@ -45,14 +47,16 @@ class Plan:
                 continue
             slots = [s for s in draft.slots if s.space == space and s.parent is None and s.last >= 0 and not s.target]
             lifetimes = [Lifetime(s.nbytes, s.first, s.last) for s in slots]
-            layout = assign(lifetimes, memory.arena.alignment, memory.arena.max_block)
+            unlike = conflicts(draft, space, slots) if space in divided else None
+            layout = assign(lifetimes, memory.arena.alignment, memory.arena.max_block, unlike)
             self._places.update(zip(slots, layout.places, strict=True))
             self.blocks[space] = layout.blocks
             self.lower_bounds[space] = lower_bound(lifetimes, memory.arena.alignment)
             self.sizes[space] = layout.peak
             roots = {p.slots[space].root()[0] for _, p in draft.outputs if space in p.slots}
             self.yields[space] = sum(rounded(r.nbytes, memory.arena.alignment) for r in roots if r in self._places)
-        self._beside = overlap(draft, self._places, memories)
+        self._beside = overlap(draft, self._places, [None if s in divided else m for s, m in enumerate(memories)])
+        join(draft, divided)
         self._stores = {s.slot.space for s in draft.steps if isinstance(s, StoreStep)}
         self.used = 0  # when it was last asked for, in ticks of the cache that keeps it
         self.nbytes = sum(self.sizes.values())

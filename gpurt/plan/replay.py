@@ -27,14 +27,14 @@ AHEAD: Final = 16
 def plain(steps: Sequence[BoundStep], memories: Sequence[DeviceMemory | None]) -> Sequence[Op]:
     """Consecutive launches on one device are a single loop over them, or over fewer that do the same."""
     ops: list[Op] = []
-    for space, group in groupby(steps, lambda s: s[0].space if isinstance(s[0], DeviceStep) else None):
-        if space is None:
+    for where, group in groupby(steps, lambda s: (s[0].space, s[0].queue) if isinstance(s[0], DeviceStep) else None):
+        if where is None:
             ops.extend(cast("Op", op) for _, op in group)
         else:
-            memory = memories[space]
+            memory = memories[where[0]]
             assert memory is not None, "the host launches nothing"
             launches = [launch for _, bound in group for launch in cast("Sequence[Launch]", bound)]
-            ops.append(_launch_all(memory.merged(launches), space))
+            ops.append(_launch_all(memory.merged(launches), *where))
     return ops
 
 
@@ -43,28 +43,28 @@ def watched(steps: Sequence[BoundStep]) -> Sequence[Op]:
     ops: list[Op] = [_check]
     for step, bound in steps:
         if isinstance(step, DeviceStep):
-            ops.append(_launch_watched(cast("Sequence[Launch]", bound), step.space))
+            ops.append(_launch_watched(cast("Sequence[Launch]", bound), step.space, step.queue))
         else:
             ops += [_check, cast("Op", bound)]
     return ops
 
 
-def _launch_all(launches: Sequence[Launch], space: int) -> Op:
+def _launch_all(launches: Sequence[Launch], space: int, queue: int) -> Op:
     def op(run: Run, _: list[Any]) -> None:
-        stream = run.stream(space)
+        stream = run.stream(space, queue)
         for launch in launches:
             launch(stream)
 
     return op
 
 
-def _launch_watched(launches: Sequence[Launch], space: int) -> Op:
+def _launch_watched(launches: Sequence[Launch], space: int, queue: int) -> Op:
     def op(run: Run, _: list[Any]) -> None:
-        stream = run.stream(space)
+        stream = run.stream(space, queue)
         for launch in launches:
             run.check()
             launch(stream)
-            run.pace(space, AHEAD)
+            run.pace(space, queue, AHEAD)
 
     return op
 

@@ -15,6 +15,7 @@ from gpurt.plan.builder import KEYED_ELEMENTS, Builder, Planning
 from gpurt.plan.cache import PlanCache, Point
 from gpurt.plan.destination import Destination, Target
 from gpurt.plan.plan import Plan
+from gpurt.plan.schedule import Parallel
 from gpurt.plan.steps import Draft
 from gpurt.plan.template import Template, make_template, varying
 from gpurt.plan.values import Held, Run
@@ -43,6 +44,10 @@ class Site(Planning, Protocol):
 
     @property
     def plans(self) -> PlanCache: ...
+
+    @property
+    def parallel(self) -> Parallel | None:
+        """What divides plans among threads; None under the sequential execution mode."""
 
     @property
     def building(self) -> AbstractContextManager[Any]:
@@ -169,7 +174,10 @@ class GraphRunner:
                 draft = build(slotted)
                 # What is copied here and read again behind the cut is copied once if it has memory of its own.
                 again = slotted.intersection(draft.written()).intersection(self._behind(draft.end))
-                return build(slotted - again) if again else draft
+                draft = build(slotted - again) if again else draft
+                if self._site.parallel is not None:
+                    self._site.parallel.arrange(draft, targets)
+                return draft
 
             # Memory from outside is copied by sizes that a plan fixes: such plans serve one size.
             streams = any(m is not None and m.streams_weights for m in self._site.memories)

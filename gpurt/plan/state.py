@@ -11,6 +11,7 @@ import numpy as np
 
 from gpurt.plan import ops
 from gpurt.plan.destination import Destination
+from gpurt.plan.parallel import BoundLanes
 from gpurt.plan.replay import BoundStep, Op, Variant, plain
 from gpurt.plan.sizes import Sizing
 from gpurt.plan.steps import (
@@ -18,6 +19,7 @@ from gpurt.plan.steps import (
     CopyStep,
     DeviceStep,
     Draft,
+    FollowStep,
     HoldStep,
     HostStep,
     ReadStep,
@@ -69,6 +71,7 @@ class PlanState:
         self._steps: Sequence[BoundStep] = []
         self._ops: Sequence[Op] = []
         self._variants: dict[Variant, Sequence[Op]] = {}
+        self._lanes: BoundLanes | None = None
         self._specs = {name: place.spec for name, place in draft.outputs}
         self._mapped: dict[int, np.ndarray] = {}  # arrays, by id, that show device memory to the host
         # Memory from outside: where it is bound, to be set again when the memory is another.
@@ -85,7 +88,9 @@ class PlanState:
                         self._ref(slot, run, env)
             self._take(blocks, run)
             self._steps = self._bind(run, env)
-            self._ops = plain(self._steps, memories)
+            if draft.lanes is not None:
+                self._lanes = BoundLanes(draft.lanes, self._steps, memories)
+            self._ops = plain(self._steps, memories) if self._lanes is None else self._lanes.ops
         except BaseException:
             self.close()
             raise
@@ -105,7 +110,7 @@ class PlanState:
 
     def close(self) -> None:
         """Give the blocks back, after the kernels that are bound to them."""
-        self._steps, self._ops = [], []
+        self._steps, self._ops, self._lanes = [], [], None
         self._variants.clear()
         self._resizable.clear()
         self._foreign.clear()
@@ -191,6 +196,8 @@ class PlanState:
                 steps.append((step, ops.await_copies(step.space)))
             elif isinstance(step, HoldStep):
                 steps.append((step, ops.hold_copies(step.space)))
+            elif isinstance(step, FollowStep):
+                steps.append((step, ops.follow(step)))
             else:
                 steps.append((step, ops.synchronize(step.space)))
         return steps
@@ -229,8 +236,9 @@ class PlanState:
             registers[register] = env[name].on_host(run)
         if destinations:
             self._receive(destinations, registers)
-        for op in self._ops if run.variant is None else self._variant(run.variant):
-            op(run, registers)
+        if self._lanes is None or not self._lanes.replay(run, registers):
+            for op in self._ops if run.variant is None else self._variant(run.variant):
+                op(run, registers)
         for name, place in self._draft.outputs:
             if place.entry and place.entry in env:
                 env[name] = env[place.entry]

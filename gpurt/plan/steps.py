@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpurt.provider import DeviceUnit, HostUnit, UnitPlan
 from gpurt.spec import Spec
+
+if TYPE_CHECKING:
+    from gpurt.plan.lanes import Lanes
 
 
 class Slot:
@@ -51,6 +54,8 @@ class HostStep:
     ins: Sequence[int]
     outs: Sequence[int]
     into: frozenset[int] = frozenset()  # positions in outs whose registers may begin with the caller's memory
+    specs: tuple[Sequence[Spec | None], Sequence[Spec] | None] = ((), None)  # of ins; of outs where they are known
+    lane: int = 0
 
 
 @dataclass(slots=True)
@@ -63,6 +68,7 @@ class DeviceStep:
     unit: DeviceUnit
     inputs: Sequence[Spec | None]
     skip: frozenset[int] = frozenset()
+    queue: int = 0  # of the space's, on devices where several are at work at once
 
 
 @dataclass(slots=True)
@@ -73,6 +79,7 @@ class WriteStep:
     slot: Slot
     value: str = ""
     beside: bool = False
+    queue: int = 0  # as DeviceStep's
 
 
 @dataclass(slots=True)
@@ -136,6 +143,15 @@ class HoldStep:
 
 
 @dataclass(slots=True)
+class FollowStep:
+    """Let one queue of a space wait for what is on another one by now; the host does not wait."""
+
+    space: int
+    queue: int
+    leader: int
+
+
+@dataclass(slots=True)
 class SyncStep:
     """Wait for the queue of a space."""
 
@@ -153,6 +169,7 @@ Step = (
     | WeightStep
     | AwaitStep
     | HoldStep
+    | FollowStep
     | SyncStep
 )
 
@@ -184,6 +201,7 @@ class Draft:
     outputs: list[tuple[str, Place]]
     copies: list[dict[str, Any]]
     targets: dict[str, Slot]  # graph outputs that are written to memory from outside the plan
+    lanes: Lanes | None = None  # of a plan whose steps several threads run
 
     def written(self) -> set[str]:
         """Values that the host has and the plan copies to a device."""

@@ -19,7 +19,7 @@ import numpy as np
 from gpurt import dtypes
 from gpurt.plan.replay import BoundStep, Op
 from gpurt.plan.steps import DeviceStep, HostStep, Step, StoreStep, ViewStep
-from gpurt.plan.values import Run
+from gpurt.plan.values import BRANCH, Run
 from gpurt.provider import HOST, BufferRef, DeviceMemory, DeviceTimer
 from gpurt.provider import Step as Launch
 from gpurt.spec import Spec
@@ -64,9 +64,18 @@ class Trace:
         self.devices = devices
         self._number = number
         self._timers = timers
-        self._thread = threading.get_native_id()
         self._tokens: list[tuple[DeviceTimer, Any, Event]] = []
-        self.copied = ""  # name of the value that the next copies are of
+        self._here = threading.local()
+        self.apart = False  # whether several threads are at work on the run
+
+    @property
+    def copied(self) -> str:
+        """Name of the value that this thread's next copies are of."""
+        return getattr(self._here, "copied", "")
+
+    @copied.setter
+    def copied(self, name: str) -> None:
+        self._here.copied = name
 
     def memories(self, memories: Sequence[DeviceMemory | None]) -> list[DeviceMemory | None]:
         """Memories, by space, that write down what is done with these."""
@@ -75,7 +84,7 @@ class Trace:
 
     @contextmanager
     def span(self, category: str, name: str, args: Args | Callable[[], Args]) -> Iterator[None]:
-        """An event on the host's lane, before which the events inside it are listed only if they end earlier."""
+        """An event on this thread's lane, before which the events inside it are listed only if they end earlier."""
         start = perf_counter_ns()
         try:
             yield
@@ -83,8 +92,8 @@ class Trace:
             self.host(category, name, start, args)
 
     def host(self, category: str, name: str, start: int, args: Args | Callable[[], Args]) -> None:
-        """An event on the host's lane that ends now."""
-        self.events.append(Event(category, name, self._thread, start, perf_counter_ns(), args))
+        """An event on this thread's lane that ends now."""
+        self.events.append(Event(category, name, threading.get_native_id(), start, perf_counter_ns(), args))
 
     def device(self, space: int, lane: str, name: str, timer: DeviceTimer, token: Any, args: Args) -> None:
         """An event on a device's lane; its times are filled in by `settle`."""
@@ -94,8 +103,8 @@ class Trace:
 
     @property
     def full(self) -> bool:
-        """Whether so many events wait for their device times that these should be asked for now."""
-        return len(self._tokens) >= TOKENS
+        """Whether so many events wait for their device times that these should be asked for now, if they can be."""
+        return len(self._tokens) >= TOKENS and not self.apart
 
     def settle(self) -> None:
         """Ask for the device times of everything so far; its queues are empty."""
@@ -117,28 +126,29 @@ class TracedMemory:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._memory, name)
 
-    @property
-    def timer_in_use(self) -> DeviceTimer | None:
-        """The timer of this run's queue, once there is a queue."""
-        return self._timers.get(self._space)
+    def timer_in_use(self, queue: int = 0) -> DeviceTimer | None:
+        """The timer of one of this run's queues, once there is that queue."""
+        return self._timers.get(self._space + BRANCH * queue)
 
     def stream(self) -> Any:
         """The timer's queue; an ordinary one where the device has no timer."""
-        if self._space not in self._timers:
-            timer = self._timers[self._space] = self._memory.timer()
-            if timer is not None:
-                timer.align()
-        timer = self._timers[self._space]
-        return self._memory.stream() if timer is None else timer.stream
+        return self._timed(self._space, self._memory.stream)
+
+    def branch_stream(self, number: int) -> Any:
+        """As stream, of a timer of its own."""
+        return self._timed(self._space + BRANCH * number, lambda: self._memory.branch_stream(number))
 
     def copy_stream(self) -> Any:
-        """The queue of a timer of its own; an ordinary one where the device has no timer."""
-        if -self._space not in self._timers:
-            timer = self._timers[-self._space] = self._memory.timer()
+        """As stream, of a timer of its own."""
+        return self._timed(-self._space, self._memory.copy_stream)
+
+    def _timed(self, key: int, plain: Callable[[], Any]) -> Any:
+        if key not in self._timers:
+            timer = self._timers[key] = self._memory.timer()
             if timer is not None:
                 timer.align()
-        timer = self._timers[-self._space]
-        return self._memory.copy_stream() if timer is None else timer.stream
+        timer = self._timers[key]
+        return plain() if timer is None else timer.stream
 
     def write(self, dst: BufferRef, src: np.ndarray, stream: Any) -> Any:
         """See DeviceMemory."""
@@ -158,16 +168,15 @@ class TracedMemory:
         self._memory.synchronize(stream)
         self._trace.host("Session", "synchronize", start, {"device": self.device})
         if self._trace.full:
-            beside = self._timers.get(-self._space)
-            if beside is not None:  # it may be at work on what is traced, too
-                self._memory.synchronize(beside.stream)
+            for key, timer in self._timers.items():
+                if abs(key) % BRANCH == self._space and timer is not None:  # they may be at work on what is traced, too
+                    self._memory.synchronize(timer.stream)
             self._trace.settle()
 
     def _copy(self, name: str, nbytes: int, work: Launch, stream: Any) -> Any:
-        timer, trace, lane = self.timer_in_use, self._trace, "copies"
-        beside = self._timers.get(-self._space)
-        if beside is not None and stream is beside.stream:
-            timer, lane = beside, "copy queue"
+        trace = self._trace
+        timer = next((t for t in self._timers.values() if t is not None and t.stream is stream), None)
+        lane = "copies" if timer is self.timer_in_use() else "copy queue"
         args = {
             "op_name": name,
             "provider": ort_name(self.device),
@@ -206,7 +215,8 @@ def traced(steps: Sequence[BoundStep]) -> Sequence[Op]:
 
 def _launches(step: DeviceStep, launches: Sequence[Launch]) -> Op:
     node = step.unit.nodes[-1]
-    name, space = f"{node.name}_kernel_time", step.space
+    name, space, queue = f"{node.name}_kernel_time", step.space, step.queue
+    lane = f"branch {queue}" if queue else "queue"
     names = [kernel for i, kernel in enumerate(step.plan.kernels) if i not in step.skip]
     names += [node.op_type] * (len(launches) - len(names))
     sizes = _sizes(step.inputs, step.plan.outputs)
@@ -218,7 +228,7 @@ def _launches(step: DeviceStep, launches: Sequence[Launch]) -> Op:
         run.check()
         trace, memory = run.trace, cast("TracedMemory", run.memory(space))
         assert trace is not None, "a traced run has a trace"
-        stream, timer = run.stream(space), memory.timer_in_use
+        stream, timer = run.stream(space, queue), memory.timer_in_use(queue)
         if memory.device not in known:
             about = {**_about(step, memory.device), **sizes}
             known[memory.device] = {**about, **shapes}, [{**about, **g} for g in geometry]
@@ -232,7 +242,7 @@ def _launches(step: DeviceStep, launches: Sequence[Launch]) -> Op:
             tokens = [timer.time(launch) for launch in launches]
         for kernel, args, token in zip(names, kernel_args, tokens, strict=True):
             if token is not None:
-                trace.device(space, "queue", kernel, timer, token, args)
+                trace.device(space, lane, kernel, timer, token, args)
 
     return op
 
@@ -324,9 +334,9 @@ def _sizes(
     parameters = sum(s.nbytes for s, c in zip(ins, known, strict=True) if s is not None and c)
     activations = sum(s.nbytes for s, c in zip(ins, known, strict=True) if s is not None and not c)
     return {
-        "parameter_size": str(parameters),
-        "activation_size": str(activations),
-        "output_size": str(sum(s.nbytes for s in outs if s is not None)),
+        "parameter_size": str(plain(parameters)),
+        "activation_size": str(plain(activations)),
+        "output_size": str(plain(sum(s.nbytes for s in outs if s is not None))),
     }
 
 

@@ -17,10 +17,14 @@ from gpurt.run_options import RunOptions
 from gpurt.spec import Spec
 
 if TYPE_CHECKING:
+    from gpurt.plan.parallel import Threads
     from gpurt.plan.plan import Plan
     from gpurt.plan.replay import Variant
     from gpurt.plan.state import PlanState
     from gpurt.plan.trace import Trace
+
+BRANCH: Final = 1 << 16
+"""Queues for branches have the space and so many times their number as key; those for copies the space's negative."""
 
 MISSING: Final = object()
 """Marks a value that is not on the host; None is a legal value (an absent optional)."""
@@ -82,7 +86,7 @@ class Run:
         self.grew = False  # whether a plan took memory that it did not have before
         self.relieve = relieve  # frees device memory that nobody needs now
         self._streams = streams
-        self._pace: dict[int, tuple[int, list[Callable[[], None]]]] = {}
+        self._pace: dict[tuple[int, int], tuple[int, list[Callable[[], None]]]] = {}
         self._leases: list[weakref.ref[Lease]] = []
         self._sweep = 64  # number of leases at which those that have gone are forgotten
         self._after: list[Callable[[], None]] = []
@@ -91,6 +95,7 @@ class Run:
         self._reserve = Reserve() if reserve is None else reserve
         self.idle: dict[Plan, list[PlanState]] = {}  # states that nobody reads any more, for this run's next turns
         self.usage = Usage()
+        self.threads: Threads | None = None  # for the lanes of plans that have several
 
     def memory(self, space: int) -> DeviceMemory:
         """The owner of a memory space."""
@@ -98,11 +103,13 @@ class Run:
         assert memory is not None, "the host has no device memory"
         return memory
 
-    def stream(self, space: int) -> Any:
-        """This run's queue on a space."""
-        stream = self._streams.get(space)
+    def stream(self, space: int, queue: int = 0) -> Any:
+        """This run's queue on a space, or one of those for branches beside it, from 1 on."""
+        key = space + BRANCH * queue
+        stream = self._streams.get(key)
         if stream is None:
-            stream = self._streams[space] = self.memory(space).stream()
+            memory = self.memory(space)
+            stream = self._streams[key] = memory.branch_stream(queue) if queue else memory.stream()
         return stream
 
     def copies(self, space: int) -> Any:
@@ -131,16 +138,16 @@ class Run:
                 remedy="Set it to False before these options are used again",
             )
 
-    def pace(self, space: int, ahead: int) -> None:
+    def pace(self, space: int, queue: int, ahead: int) -> None:
         """Called after each launch: every `ahead` launches, wait for the device to have done those before the last."""
-        count, marks = self._pace.setdefault(space, (0, []))
+        count, marks = self._pace.setdefault((space, queue), (0, []))
         if count + 1 < ahead:
-            self._pace[space] = (count + 1, marks)
+            self._pace[space, queue] = (count + 1, marks)
             return
-        marks.append(self.memory(space).mark(self.stream(space)))
+        marks.append(self.memory(space).mark(self.stream(space, queue)))
         if len(marks) > 1:
             marks.pop(0)()
-        self._pace[space] = (0, marks)
+        self._pace[space, queue] = (0, marks)
 
     def lease(self, give_back: Callable[[], None]) -> Lease:
         """A lease that this run's failure ends, too; give_back is called at once, when queues may still be at work."""
@@ -206,7 +213,7 @@ class Run:
 
     def _wait(self) -> None:
         for space, stream in list(self._streams.items()):
-            self.memory(abs(space)).synchronize(stream)
+            self.memory(abs(space) % BRANCH).synchronize(stream)
         self._keep.clear()
 
     def _drain(self) -> None:

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, cast
 
@@ -33,6 +34,7 @@ from gpurt.session.binding import IOBinding
 from gpurt.session.dry_run import NotCompiled, check_shapes, predict
 from gpurt.session.explain import Explanation, explain
 from gpurt.session.feeds import check_feeds
+from gpurt.session.lanes import parallel
 from gpurt.session.node_arg import NodeArg, arg
 from gpurt.session.offline import write
 from gpurt.session.opening import asked, check_strict, open_providers, with_settings
@@ -84,6 +86,7 @@ class InferenceSession:
             raise InvalidArgument(f"sess_options is {options!r}", remedy="Give a gpurt.SessionOptions")
         self._options = options
         self._scope = logs.Scope(options.log_severity_level, options.log_verbosity_level, options.logid)
+        self._executor = f"{'Parallel' if options.execution_mode else 'Sequential'}Executor::Execute"
         self._profile = Profile() if options.enable_profiling else None
         self._workers = Workers()
         with logs.scope(self._scope):
@@ -155,7 +158,8 @@ class InferenceSession:
         times["compile"] = time.perf_counter()
         plans = PlanCache(options.plan_cache_size, options.plan_cache_bytes)
         # A fresh evaluator: the one for folding remembers nodes, and with them weights, that are gone.
-        self._site = Site(self._providers, compiler, Evaluator(host), plans)
+        lanes = partial(parallel, options, self._providers, folder=settings.folder)
+        self._site = Site(self._providers, compiler, Evaluator(host), plans, lanes)
         self._runner = self._site.runner(self._compiled)
         self._residence = Residence(self._site)
         self._fixed = frozenset(id(root(a)) for a in self._compiled.constants.values())
@@ -199,7 +203,7 @@ class InferenceSession:
 
     def _values(self, run: Run, feeds: Mapping[str, Any], wanted: Sequence[int]) -> list[Any]:
         """Outputs on the host; when this returns nobody knows of device memory of the run any more."""
-        with run.span("Session", "SequentialExecutor::Execute", {}):
+        with run.span("Session", self._executor, {}):
             held = self._runner.run(run, self._env(feeds, run))
             return [held[i].on_host(run) for i in wanted]
 
@@ -241,7 +245,7 @@ class InferenceSession:
         }
         check_apart(bound.items())
         destinations = {o.name: bound.get(o.name) or Destination(Target(LEAVE)) for o in self._outputs}
-        with run.span("Session", "SequentialExecutor::Execute", {}):
+        with run.span("Session", self._executor, {}):
             held = self._runner.run(run, env, destinations)
             by_name = dict(zip((o.name for o in self._outputs), held, strict=True))
             return self._residence.complete_all(by_name, bound, run)

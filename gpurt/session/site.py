@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from gpurt.plan.plan import Plan
 from gpurt.plan.replay import watched
 from gpurt.plan.reserve import Reserve
 from gpurt.plan.runner import GraphRunner
+from gpurt.plan.schedule import Parallel
 from gpurt.plan.trace import Trace, traced
 from gpurt.plan.unit_plans import UnitPlans
 from gpurt.plan.usage import Usage
@@ -46,8 +47,9 @@ class Site:
     """Implements gpurt.plan.runner.Site for a session."""
 
     def __init__(
-        self, providers: Sequence[Provider], compiler: Compiler, evaluator: Evaluator, plans: PlanCache
-    ) -> None:
+        self, providers: Sequence[Provider], compiler: Compiler, evaluator: Evaluator, plans: PlanCache,
+        parallel: Callable[[Sequence[int]], Parallel | None] = lambda _: None,
+    ) -> None:  # fmt: skip
         self.lock = threading.RLock()
         self.building = threading.RLock()
         self.plans = plans
@@ -71,6 +73,7 @@ class Site:
                 self.memories.append(provider)
                 self.devices.append(provider.device)
             self._spaces.append(numbers[provider.memory_space])
+        self.parallel = parallel(self._spaces)
         self.usage = Usage()
         self._reserve = Reserve()
         _SITES.add(self)
@@ -139,6 +142,7 @@ class Site:
             with self.lock:
                 streams = self._idle.pop() if self._idle else {}
             run = Run(self.memories, streams, room, options, None if options is None else watched, None, self._reserve)
+        run.threads = None if self.parallel is None else self.parallel.threads
         try:
             yield run
         except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -41,6 +42,7 @@ class OpenCLDriver:
         self._info = device_info(device, kernel_class)
         self._maps: dict[int, np.ndarray | None] = {}  # of the buffers that were made here
         self._mapping: cl.CommandQueue | None = None
+        self._first_view = threading.Lock()
         if zero_copy and self._info.kind == "cpu" and device.host_unified_memory and self._computes_in_place():
             self._info = replace(self._info, shares_host=True)
 
@@ -71,9 +73,12 @@ class OpenCLDriver:
         key = ref.buffer.int_ptr
         whole = self._maps.get(key)
         if whole is None:
-            whole = self._map(ref.buffer)
-            if key in self._maps:  # nobody says here when another buffer goes
-                self._maps[key] = whole
+            with self._first_view:  # PoCL crashes where two threads map one buffer
+                whole = self._maps.get(key)
+                if whole is None:
+                    whole = self._map(ref.buffer)
+                if key in self._maps:  # nobody says here when another buffer goes
+                    self._maps[key] = whole
         return whole[ref.offset : ref.offset + ref.nbytes]
 
     def wrap(self, array: np.ndarray) -> cl.Buffer:

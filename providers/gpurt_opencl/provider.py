@@ -58,6 +58,7 @@ class OpenCLProvider(DeviceProvider):
             number, device, context = chosen(index, options)
             opened = cls(driver_in(context, device, kernel_class, zero_copy), f"opencl:{number}", options)
             opened._queue = queue
+            opened.branches = 1 if queue is not None else opened.branches  # everything is on the caller's
             return opened
         number, device = discovery.choose(index, options.get("platform"), options.get("device"))
         return cls(_driver(device, kernel_class, zero_copy, threads), f"opencl:{number}", options)

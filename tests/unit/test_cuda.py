@@ -21,6 +21,7 @@ import gpurt
 from gpurt.device import TensorArg
 from gpurt.errors import EPFail, InvalidArgument
 from gpurt.graph.view import GraphView
+from gpurt.partitioner.rates import DEFAULTS
 from gpurt.provider import BufferRef, Unavailable
 from gpurt.testing.kernels import node_for, run_op
 from gpurt_cuda import CudaProvider, compiler
@@ -346,6 +347,48 @@ def test_a_session_over_cublas_alone(fake: FakeCuda) -> None:
         np.testing.assert_allclose(y, (x @ v).reshape(-1, 3) @ w, rtol=1e-4, atol=1e-5)
     assert len(fake.gemms) == 6
     assert fake.launches == []
+
+
+def test_branches_on_several_streams(fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two chains of products under the parallel execution mode, each on a stream of its own."""
+    from gpurt.plan import schedule
+    from gpurt.plan.steps import DeviceStep, Step
+
+    def divide(steps: list[Step], space: int, machine: Any) -> None:
+        for step in steps:
+            if isinstance(step, DeviceStep):
+                step.queue = 2 * step.unit.nodes[0].name.startswith("b")
+
+    monkeypatch.setattr(schedule, "divide", divide)
+    monkeypatch.setattr("gpurt.session.lanes.rates", lambda provider, folder: DEFAULTS["gpu"])
+    rng = np.random.default_rng(3)
+    weights = {f"{branch}w{k}": rng.standard_normal((6, 6), np.float32) for branch in "ab" for k in range(4)}
+    make, nodes = onnx.helper.make_node, []
+    for branch in "ab":
+        for k in range(4):
+            source = f"{branch}{k - 1}" if k else "x"
+            nodes.append(make("MatMul", [source, f"{branch}w{k}"], [f"{branch}{k}"], f"{branch}_{k}"))
+    nodes.append(make("MatMul", ["a3", "b3"], ["y"], "join"))
+    kind = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        nodes, "g", [onnx.helper.make_tensor_value_info("x", kind, [6, 6])],
+        [onnx.helper.make_tensor_value_info("y", kind, None)],
+        [onnx.numpy_helper.from_array(a, n) for n, a in weights.items()],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    options = gpurt.SessionOptions(
+        partitioning="greedy", graph_optimization_level="disable_all", execution_mode="parallel"
+    )
+    session = gpurt.InferenceSession(model, options, providers=["cuda:1"])
+    for _ in range(3):
+        x = rng.standard_normal((6, 6), np.float32)
+        a, b = x, x
+        for k in range(4):
+            a, b = a @ weights[f"aw{k}"], b @ weights[f"bw{k}"]
+        np.testing.assert_allclose(session.run(None, {"x": x})[0], a @ b, rtol=1e-3, atol=1e-3)
+    (streams,) = session._site._idle
+    assert len(streams) == 2
+    assert len({stream.blas() for stream in streams.values()}) == 2  # workspaces
 
 
 def test_tf32_only_when_asked(fake: FakeCuda) -> None:

@@ -151,7 +151,7 @@ def test_unknown_providers_and_options_are_refused_with_a_suggestion():
     with pytest.raises(gpurt.InvalidArgument, match="did you mean 'strict'"):
         options.stict = True
     with pytest.raises(gpurt.NotImplemented, match="not supported yet"):
-        options.execution_mode = 1
+        options.enable_mem_pattern = True
     options.graph_optimization_level = "basic"
     assert options.graph_optimization_level == 1
 
