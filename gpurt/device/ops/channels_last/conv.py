@@ -18,6 +18,7 @@ from gpurt.device.ops.gemm import I32_MAX
 from gpurt.device.scalars import i32, i64
 from gpurt.device.table import op
 from gpurt.device.tiles import LANES, Tile, candidates, tile_for
+from gpurt.device.weights import blank
 from gpurt.graph.channels_last import DOMAIN
 from gpurt.graph.view import NodeView
 from gpurt.provider import Refused
@@ -118,7 +119,7 @@ def _panels(w: np.ndarray, group: int, count: int) -> np.ndarray:
     filters, channels = len(w) // group, w.shape[1]
     taps = math.prod(w.shape[2:])
     w = w.reshape(group, filters, channels, taps)
-    made = np.zeros((group, count, taps, channels, LANES), np.float32)
+    made = blank((group, count, taps, channels, LANES), np.float32)
     for panel in range(-(-filters // LANES)):  # what a panel takes stays in the cache
         part = w[:, panel * LANES : (panel + 1) * LANES]
         made[:, panel, ..., : part.shape[1]] = part.transpose(0, 3, 2, 1)
