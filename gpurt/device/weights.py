@@ -15,6 +15,7 @@ from gpurt.device.driver import Driver, SharingDriver
 from gpurt.errors import OutOfMemory
 from gpurt.memory.arena import RegionArena
 from gpurt.provider import BufferRef
+from gpurt.spec import aligned_zeros
 
 _ALIGN: Final = 64
 
@@ -31,10 +32,7 @@ _ALIKE: Final = 8  # arrays of one mark and different contents that are shared
 def blank(shape: Sequence[int], dtype: Any) -> np.ndarray:
     """A new array of zeros at a 64-byte boundary: drivers of devices that share the host's memory take it as it is."""
     dtype = np.dtype(dtype)
-    nbytes = math.prod(shape) * dtype.itemsize
-    raw = np.zeros(-(-nbytes // _ALIGN) * _ALIGN + _ALIGN, np.uint8)  # kernels may read the whole last vector
-    start = -raw.ctypes.data % _ALIGN
-    made: np.ndarray = raw[start : start + nbytes].view(dtype).reshape(shape)
+    made: np.ndarray = aligned_zeros(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
     return made
 
 

@@ -68,7 +68,7 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> LoadedModel
         InvalidGraph: the model breaks ONNX's rules; the error names the node or value.
         NotImplemented: the model is newer than gpurt, or uses an old form that has no equal in the newest opset.
     """
-    proto, path = read(model)
+    proto, contents, path = read(model)
     protos.fill_attribute_types(proto)
     check.check(proto)
     if proto.ir_version < 4:
@@ -81,7 +81,7 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> LoadedModel
     protos.own_outputs(proto)
     typestr.strip_foreign_types(protos.graphs(proto))
     overridable = {info.name for info in proto.graph.input} & {tensor.name for tensor in proto.graph.initializer}
-    loaded = convert.to_ir(proto, ExternalData(path))
+    loaded = convert.to_ir(proto, ExternalData(path, contents))
     del proto  # its weights are copied or mapped; free it before the rest needs memory
     known = _canonicalise(loaded)
     return LoadedModel(loaded, inputs, outputs, frozenset(overridable), metadata, imports, path, known)

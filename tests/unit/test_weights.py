@@ -150,6 +150,6 @@ def _set(array: np.ndarray, position: int) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(), (0,), (3, 5), (1000, 7)])
 def test_blank_memory_is_aligned(shape: tuple[int, ...]) -> None:
     made = blank(shape, np.float16)
-    assert made.ctypes.data % 64 == 0
+    assert made.size == 0 or made.ctypes.data % 64 == 0
     assert made.shape == shape
     assert not made.any()
