@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import BinaryIO, Final
 
 import numpy as np
 import onnx
 
+from gpurt.errors import Fail, InvalidProtobuf
 from gpurt.spec import aligned
 
 SMALL: Final = 1 << 20
@@ -34,19 +37,32 @@ _KEPT: Final = {1, 2, 8, 12, 16}  # dims, data_type, name, doc_string, metadata_
 
 
 class Contents:
-    """What was left out of a message: read-only arrays of bytes at 64-byte boundaries, by number."""
+    """What was left out of a message: read-only arrays of bytes at 64-byte boundaries, by number.
+
+    They are read by a thread of their own, and whoever asks for one waits for it.
+    """
 
     def __init__(self) -> None:
         self._spans: list[tuple[int, int]] = []
         self._arrays: list[np.ndarray] = []
+        self._done: Future[None] | None = None
 
     def add(self, offset: int, length: int) -> int:
         """Note where in the file a content is; returns its number."""
         self._spans.append((offset, length))
         return len(self._spans) - 1
 
-    def read(self, file: BinaryIO) -> None:
-        """Read what was added. Raises EOFError if it is not there."""
+    def start(self, file: BinaryIO) -> None:
+        """Begin to read what was added; the file is closed at the end."""
+        reader = ThreadPoolExecutor(1, "gpurt-contents")
+        self._done = reader.submit(self._read, file)
+        reader.shutdown(wait=False)
+
+    def _read(self, file: BinaryIO) -> None:
+        with file:
+            self._read_all(file)
+
+    def _read_all(self, file: BinaryIO) -> None:
         slab, used = aligned(0), 0
         left = sum(-(-length // 64) * 64 for _, length in self._spans)
         for offset, length in self._spans:
@@ -55,28 +71,40 @@ class Contents:
             array = slab[used : used + length]
             file.seek(offset)
             if file.readinto(array.data) != length:  # type: ignore[attr-defined]
-                raise EOFError
+                raise InvalidProtobuf("the model file was cut off while it was read", remedy="Load it again")
             array.flags.writeable = False
             self._arrays.append(array)
             used += -(-length // 64) * 64
             left -= -(-length // 64) * 64
 
     def __getitem__(self, number: int) -> np.ndarray:
+        """Raises InvalidProtobuf or Fail where it could not be read."""
+        if self._done is not None:
+            try:
+                self._done.result()
+            except OSError as error:
+                raise Fail(f"cannot read the model file: {error.strerror or error}") from error
         return self._arrays[number]
 
 
 def take(file: BinaryIO, size: int) -> tuple[bytes, Contents]:
-    """A model's message, and the contents that were left out of it; what cannot be understood is left as it is."""
-    if size > SMALL:
-        scan = _Scan(file)
-        try:
-            message = scan.model(size)
-            scan.contents.read(file)
-        except EOFError:
-            file.seek(0)
-        else:
-            return message, scan.contents
-    return file.read(), Contents()
+    """A model's message, and the contents that were left out of it; what cannot be understood is left as it is.
+
+    The file is closed, now or when the contents have been read.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(file)
+        if size > SMALL:
+            scan = _Scan(file)
+            try:
+                message = scan.model(size)
+            except EOFError:
+                file.seek(0)
+            else:
+                stack.pop_all()
+                scan.contents.start(file)
+                return message, scan.contents
+        return file.read(), Contents()
 
 
 def taken(tensor: onnx.TensorProto) -> int | None:

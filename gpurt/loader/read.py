@@ -55,8 +55,7 @@ def _read_file(path: Path) -> tuple[bytes, Contents]:
                 f"{str(path)!r} has {info.st_size} bytes, and protobuf ends at 2 GiB",
                 remedy="Save the model again with its weights as external data",
             )
-        with path.open("rb") as file:
-            return take(file, info.st_size)
+        return take(path.open("rb"), info.st_size)
     except FileNotFoundError:
         raise NoSuchFile(f"no model at {str(path)!r}", remedy="Check the path") from None
     except NotADirectoryError:

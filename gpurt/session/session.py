@@ -19,7 +19,7 @@ from gpurt.errors import InvalidArgument, suggest
 from gpurt.layout import LEVEL as LAYOUT
 from gpurt.layout import NAME as CHANNELS_LAST
 from gpurt.layout import channels_last
-from gpurt.loader import GraphInput, Views, load
+from gpurt.loader import GraphInput, Parsed, Views
 from gpurt.optimizer import optimize
 from gpurt.optimizer.settle import settle
 from gpurt.options import SessionOptions
@@ -101,13 +101,15 @@ class InferenceSession:
         _set_threads(options.intra_op_num_threads)
         times = {"start": time.perf_counter()}
         requests = registry.parse(asked(providers), provider_options)
-        loaded = load(path_or_bytes)
-        differentiate(loaded.model, loaded.names)
+        parsed = Parsed(path_or_bytes)
         times["load"] = time.perf_counter()
         requests = [with_settings(r, options) for r in requests]
-        check_shapes(expected_shapes, loaded.inputs)
         self._providers = open_providers(requests, asked=providers is not None, strict=options.strict)
         times["providers"] = time.perf_counter()
+        loaded = parsed.canonical()  # by now the weights have been read
+        differentiate(loaded.model, loaded.names)
+        check_shapes(expected_shapes, loaded.inputs)
+        times["convert"] = time.perf_counter()
         host = next(p for p in self._providers if p.memory_space == HOST)
         evaluator = Evaluator(host)
         self._decisions = Decisions()
