@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gpurt.device import DeviceInfo
-from gpurt.device.weights import WHOLE, Constants, WeightStore, blank, mark
+from gpurt.device.ops.matrices import panels
+from gpurt.device.weights import WHOLE, Constants, WeightStore, blank, mark, shared_out
 from gpurt.memory.arena import RegionArena
 from gpurt.provider import BufferRef
 from gpurt.testing.null import NullDriver
@@ -153,3 +154,31 @@ def test_blank_memory_is_aligned(shape: tuple[int, ...]) -> None:
     assert made.size == 0 or made.ctypes.data % 64 == 0
     assert made.shape == shape
     assert not made.any()
+
+
+@pytest.mark.parametrize(("count", "nbytes"), [(0, 1 << 24), (1, 1 << 24), (7, 1 << 24), (7, 100)])
+def test_work_is_shared_out_once(count: int, nbytes: int) -> None:
+    done: list[int] = []
+    shared_out(done.append, count, nbytes)
+    assert sorted(done) == list(range(count))
+
+
+def test_errors_of_shared_work_are_raised() -> None:
+    def work(number: int) -> None:
+        if number == 5:
+            raise MemoryError("five")
+
+    with pytest.raises(MemoryError, match="five"):
+        shared_out(work, 8, 1 << 24)
+
+
+@pytest.mark.parametrize("shape", [(70, 33), (2, 700, 1000), (1000, 700)])
+def test_panels_of_matrices(shape: tuple[int, ...]) -> None:
+    b = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    made = panels(b)
+    count = -(-shape[-1] // 16)
+    assert made.shape == (*shape[:-2], count, shape[-2], 16)
+    flat = np.moveaxis(made, -2, -3).reshape(*shape[:-1], count * 16)
+    np.testing.assert_array_equal(flat[..., : shape[-1]], b)
+    assert not flat[..., shape[-1] :].any()
+    np.testing.assert_array_equal(panels(np.swapaxes(np.swapaxes(b, -1, -2).copy(), -1, -2)), made)
