@@ -30,6 +30,7 @@ from gpurt.plan.values import Held, Run
 from gpurt.provider import HOST
 from gpurt.run_options import RunOptions
 from gpurt.session.binding import IOBinding
+from gpurt.session.collecting import uncollected
 from gpurt.session.dry_run import NotCompiled, check_shapes, predict
 from gpurt.session.explain import Explanation, explain
 from gpurt.session.feeds import check_feeds
@@ -86,7 +87,7 @@ class InferenceSession:
         self._scope = logs.Scope(options.log_severity_level, options.log_verbosity_level, options.logid)
         self._profile = Profile() if options.enable_profiling else None
         self._workers = Workers()
-        with logs.scope(self._scope):
+        with logs.scope(self._scope), uncollected():
             self._create(path_or_bytes, options, providers, provider_options, dry_run, expected_shapes or {})
 
     def _create(
