@@ -47,6 +47,21 @@ class Spec:
         return text if self.const is None else f"{text}=const"
 
 
+def aligned(nbytes: int) -> np.ndarray:
+    """New memory at a 64-byte boundary, uint8, with room for whole vectors to its end; not initialised."""
+    return _at_boundary(np.empty(-(-nbytes // 64) * 64 + 64, np.uint8), nbytes)
+
+
+def aligned_zeros(nbytes: int) -> np.ndarray:
+    """The same, of zeros."""
+    return _at_boundary(np.zeros(-(-nbytes // 64) * 64 + 64, np.uint8), nbytes)
+
+
+def _at_boundary(raw: np.ndarray, nbytes: int) -> np.ndarray:
+    start = -raw.ctypes.data % 64
+    return raw[start : start + nbytes]
+
+
 class SizedSpec(Spec):
     """An integer tensor of known shape that holds symbolic sizes (see gpurt.symbolic).
 

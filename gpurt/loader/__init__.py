@@ -1,7 +1,7 @@
 """From a file, bytes or a ModelProto to a model in canonical form: checked, inlined, newest opset, unique names."""
 
 from gpurt.loader.functions import Expansion, expand, has_body
-from gpurt.loader.model import LoadedModel, Metadata, load
+from gpurt.loader.model import LoadedModel, Metadata, Parsed, load
 from gpurt.loader.names import Names
 from gpurt.loader.opsets import CANONICAL_OPSETS
 from gpurt.loader.typestr import GraphInput
@@ -14,6 +14,7 @@ __all__ = [
     "LoadedModel",
     "Metadata",
     "Names",
+    "Parsed",
     "Views",
     "array_of",
     "expand",

@@ -59,32 +59,52 @@ class LoadedModel:
     names: Names = field(default_factory=Names)
 
 
-def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> LoadedModel:
-    """Load a model and bring it into canonical form.
+class Parsed:
+    """A model that was parsed and checked, and whose large initializers may still be on their way from the file.
 
     Raises:
-        NoSuchFile: the file or one of its external data files does not exist.
+        NoSuchFile: the file does not exist.
         InvalidProtobuf: the content is not an ONNX model.
         InvalidGraph: the model breaks ONNX's rules; the error names the node or value.
-        NotImplemented: the model is newer than gpurt, or uses an old form that has no equal in the newest opset.
+        NotImplemented: the model is newer than gpurt.
     """
-    proto, path = read(model)
-    protos.fill_attribute_types(proto)
-    check.check(proto)
-    if proto.ir_version < 4:
-        protos.drop_constant_inputs(proto)
-    inputs = [typestr.declared(info) for info in proto.graph.input]
-    outputs = [typestr.declared(info) for info in proto.graph.output]
-    imports = check.imports(proto)
-    metadata = _metadata(proto)
-    protos.make_dense(proto)
-    protos.own_outputs(proto)
-    typestr.strip_foreign_types(protos.graphs(proto))
-    overridable = {info.name for info in proto.graph.input} & {tensor.name for tensor in proto.graph.initializer}
-    loaded = convert.to_ir(proto, ExternalData(path))
-    del proto  # its weights are copied or mapped; free it before the rest needs memory
-    known = _canonicalise(loaded)
-    return LoadedModel(loaded, inputs, outputs, frozenset(overridable), metadata, imports, path, known)
+
+    def __init__(self, model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> None:
+        proto, contents, self._path = read(model)
+        protos.fill_attribute_types(proto)
+        check.check(proto)
+        self._proto: onnx.ModelProto | None = proto
+        self._external = ExternalData(self._path, contents)
+
+    def canonical(self) -> LoadedModel:
+        """The model in canonical form; this can be asked for once.
+
+        Raises:
+            NoSuchFile: an external data file does not exist.
+            InvalidGraph: the content of an initializer breaks ONNX's rules, or nodes do where they meet.
+            NotImplemented: the model uses an old form that has no equal in the newest opset.
+        """
+        proto, self._proto = self._proto, None
+        assert proto is not None, "it is taken apart"
+        if proto.ir_version < 4:
+            protos.drop_constant_inputs(proto)
+        inputs = [typestr.declared(info) for info in proto.graph.input]
+        outputs = [typestr.declared(info) for info in proto.graph.output]
+        imports = check.imports(proto)
+        metadata = _metadata(proto)
+        protos.make_dense(proto)
+        protos.own_outputs(proto)
+        typestr.strip_foreign_types(protos.graphs(proto))
+        overridable = {info.name for info in proto.graph.input} & {tensor.name for tensor in proto.graph.initializer}
+        loaded = convert.to_ir(proto, self._external)
+        del proto  # its weights are copied or mapped; free it before the rest needs memory
+        known = _canonicalise(loaded)
+        return LoadedModel(loaded, inputs, outputs, frozenset(overridable), metadata, imports, self._path, known)
+
+
+def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> LoadedModel:
+    """Load a model and bring it into canonical form. Raises what Parsed and its canonical() raise."""
+    return Parsed(model).canonical()
 
 
 def _canonicalise(model: ir.Model) -> Names:

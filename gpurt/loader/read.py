@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from pathlib import Path
@@ -10,12 +11,13 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 
 from gpurt.errors import Fail, InvalidArgument, InvalidProtobuf, NoSuchFile
+from gpurt.loader.contents import Contents, take
 
 _PROTOBUF_LIMIT = 2**31 - 1  # protobuf cannot hold more in one message
 
 
-def read(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
-    """Parse a model; returns the proto, which nobody else holds, and the path it came from.
+def read(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Contents, Path | None]:
+    """Parse a model; returns the proto, which nobody else holds, what was left out of it, and the path it came from.
 
     Raises:
         NoSuchFile: the path names nothing.
@@ -28,19 +30,20 @@ def read(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[onnx.
         except (DecodeError, EncodeError) as error:  # upb copies by way of bytes, where nesting ends at 100 messages
             raise InvalidProtobuf(f"the ModelProto cannot be copied: {error}") from error
         _check_is_model(own, "the ModelProto")
-        return own, None
+        return own, Contents(), None
     if isinstance(model, (bytes, bytearray, memoryview)):
-        return _parse(bytes(model), "the model's bytes"), None
+        data = bytes(model)
+        return *_parse(*take(io.BytesIO(data), len(data)), "the model's bytes"), None
     if isinstance(model, (str, os.PathLike)):
         path = Path(model)
-        return _parse(_read_file(path), f"{str(path)!r}"), path
+        return *_parse(*_read_file(path), f"{str(path)!r}"), path
     raise InvalidArgument(
         f"a model is a path, bytes or an onnx.ModelProto, not {type(model).__name__}",
         remedy="Pass the path of a .onnx file",
     )
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path) -> tuple[bytes, Contents]:
     try:
         info = path.stat()
         if stat.S_ISDIR(info.st_mode):
@@ -52,7 +55,7 @@ def _read_file(path: Path) -> bytes:
                 f"{str(path)!r} has {info.st_size} bytes, and protobuf ends at 2 GiB",
                 remedy="Save the model again with its weights as external data",
             )
-        return path.read_bytes()
+        return take(path.open("rb"), info.st_size)
     except FileNotFoundError:
         raise NoSuchFile(f"no model at {str(path)!r}", remedy="Check the path") from None
     except NotADirectoryError:
@@ -63,14 +66,14 @@ def _read_file(path: Path) -> bytes:
         raise Fail(f"cannot read {str(path)!r}: {error.strerror or error}", remedy="Check its permissions") from error
 
 
-def _parse(data: bytes, source: str) -> onnx.ModelProto:
+def _parse(data: bytes, contents: Contents, source: str) -> tuple[onnx.ModelProto, Contents]:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
     except DecodeError as error:
         raise InvalidProtobuf(f"{source} is not an ONNX model: {error}", remedy=_remedy(data)) from error
     _check_is_model(proto, source, data)
-    return proto
+    return proto, contents
 
 
 def _check_is_model(proto: onnx.ModelProto, source: str, data: bytes = b"") -> None:

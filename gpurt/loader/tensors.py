@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from gpurt import dtypes
 from gpurt.errors import Fail, InvalidGraph, NoSuchFile
+from gpurt.loader.contents import PLACE, Contents, taken
 
 LARGEST_DENSE: Final = 2**28
 """Most elements that a sparse tensor may have when it is made dense."""
@@ -59,18 +60,20 @@ def check(tensor: onnx.TensorProto, where: str) -> None:
     """Check that an inline tensor holds as many bytes or elements as its dimensions say."""
     count = element_count(tensor.dims, where)
     nbytes = byte_count(tensor.data_type, count, where)
-    if is_external(tensor):
+    held = taken(tensor)
+    if held is None and is_external(tensor):
         _check_entries(tensor, where)
         return  # the size of the file is checked where it is mapped
     if tensor.HasField("segment"):
         raise InvalidGraph(f"{where} is stored in segments, which no ONNX version uses")
     code = tensor.data_type
-    if tensor.HasField("raw_data"):
+    if held is not None or tensor.HasField("raw_data"):
         if code == onnx.TensorProto.STRING:
             raise InvalidGraph(f"{where} is a string tensor with raw_data")
-        if len(tensor.raw_data) != nbytes:
+        held = len(tensor.raw_data) if held is None else held
+        if held != nbytes:
             raise InvalidGraph(
-                f"{where} of shape {list(tensor.dims)} needs {nbytes} bytes but has {len(tensor.raw_data)}",
+                f"{where} of shape {list(tensor.dims)} needs {nbytes} bytes but has {held}",
                 remedy="The model is damaged or was made wrongly: export it again",
             )
         return
@@ -95,9 +98,11 @@ class ExternalData:
 
     Args:
         model: path of the model file, or None for a model from memory, which has no folder to look in.
+        contents: what was left out of the model's message.
     """
 
-    def __init__(self, model: Path | None) -> None:
+    def __init__(self, model: Path | None, contents: Contents) -> None:
+        self._contents = contents
         self._folders: list[Path] = []
         self._maps: dict[Path, np.ndarray] = {}
         if model is not None:
@@ -114,6 +119,8 @@ class ExternalData:
         if code == onnx.TensorProto.STRING:
             raise InvalidGraph(f"{where} is a string tensor in external data, which ONNX does not allow")
         offset, length = tensor.offset or 0, nbytes if tensor.length is None else tensor.length
+        if str(tensor.location) == PLACE:
+            return _typed(self._contents[offset], code, count, shape)
         path = self._find(str(tensor.location), where)
         size = path.stat().st_size
         if offset < 0 or length < 0 or offset + length > size:
@@ -122,11 +129,7 @@ class ExternalData:
             raise InvalidGraph(f"{where} of shape {shape} needs {nbytes} bytes but its external data has {length}")
         if count == 0:
             return np.zeros(shape, dtypes.from_onnx(code))
-        raw = self._map(path)[offset : offset + length]
-        if nbytes < count:  # packed: several elements in a byte
-            proto = onnx.TensorProto(dims=shape, data_type=code, raw_data=raw.tobytes())
-            return ir.serde.deserialize_tensor(proto).numpy()
-        return raw.view(dtypes.from_onnx(code)).reshape(shape)
+        return _typed(self._map(path)[offset : offset + length], code, count, shape)
 
     def _find(self, location: str, where: str) -> Path:
         if not self._folders:
@@ -165,6 +168,14 @@ class ExternalData:
             except OSError as error:
                 raise Fail(f"cannot map {str(path)!r}: {error.strerror or error}") from error
         return self._maps[path]
+
+
+def _typed(raw: np.ndarray, code: int, count: int, shape: list[int]) -> np.ndarray:
+    """Elements of a type as they are stored: a view, unpacked only for types of less than a byte."""
+    if len(raw) < count:  # packed: several elements in a byte
+        proto = onnx.TensorProto(dims=shape, data_type=code, raw_data=raw.tobytes())
+        return ir.serde.deserialize_tensor(proto).numpy()
+    return raw.view(dtypes.from_onnx(code)).reshape(shape)
 
 
 def detach(tensor: ir.TensorProtocol, external: ExternalData, where: str) -> ir.TensorProtocol:

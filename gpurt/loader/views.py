@@ -42,7 +42,7 @@ class Views:
                 op_type=node.op_type,
                 inputs=tuple(self.value(value) for value in node.inputs),
                 outputs=tuple(self.value(value) for value in node.outputs),
-                attrs={name: self._attribute(attr) for name, attr in node.attributes.items()},
+                attrs={name: self._attribute(attr) for name, attr in node.attributes.data.items()},
                 domain=node.domain,
                 name=node.name or "",
                 version=node.version or 0,

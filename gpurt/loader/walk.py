@@ -9,12 +9,11 @@ import onnx_ir as ir
 
 def bodies(node: ir.Node) -> Iterator[ir.Graph]:
     """Graphs in the attributes of a node."""
-    for attr in node.attributes.values():
-        if attr.is_ref():
-            continue
-        if attr.type == ir.AttributeType.GRAPH:
+    for attr in node.attributes.data.values():  # a plain dictionary's are ten times as fast, and walks are many
+        kind = attr.type
+        if kind is ir.AttributeType.GRAPH and not attr.is_ref():
             yield attr.as_graph()
-        elif attr.type == ir.AttributeType.GRAPHS:
+        elif kind is ir.AttributeType.GRAPHS and not attr.is_ref():
             yield from attr.as_graphs()
 
 

@@ -39,7 +39,7 @@ def all_graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
 
 def has_body(node: ir.Node) -> bool:
     """Whether a node has graphs in its attributes."""
-    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.data.values())
 
 
 def deterministic(node: ir.Node) -> bool:

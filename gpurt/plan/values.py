@@ -14,7 +14,7 @@ from gpurt.plan.reserve import Reserve
 from gpurt.plan.usage import Usage
 from gpurt.provider import BufferRef, DeviceMemory
 from gpurt.run_options import RunOptions
-from gpurt.spec import Spec
+from gpurt.spec import Spec, aligned
 
 if TYPE_CHECKING:
     from gpurt.plan.parallel import Threads
@@ -265,6 +265,4 @@ class Held:
 
 def aligned_empty(spec: Spec) -> np.ndarray:
     """A new uninitialised array at a 64-byte boundary."""
-    raw = np.empty(spec.nbytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + spec.nbytes].view(spec.dtype).reshape(spec.shape)
+    return aligned(spec.nbytes).view(spec.dtype).reshape(spec.shape)

@@ -20,7 +20,7 @@ from gpurt.errors import InvalidArgument, suggest
 from gpurt.layout import LEVEL as LAYOUT
 from gpurt.layout import NAME as CHANNELS_LAST
 from gpurt.layout import channels_last
-from gpurt.loader import GraphInput, Views, load
+from gpurt.loader import GraphInput, Parsed, Views
 from gpurt.optimizer import optimize
 from gpurt.optimizer.settle import settle
 from gpurt.options import SessionOptions
@@ -31,6 +31,7 @@ from gpurt.plan.values import Held, Run
 from gpurt.provider import HOST
 from gpurt.run_options import RunOptions
 from gpurt.session.binding import IOBinding
+from gpurt.session.collecting import uncollected
 from gpurt.session.dry_run import NotCompiled, check_shapes, predict
 from gpurt.session.explain import Explanation, explain
 from gpurt.session.feeds import check_feeds
@@ -89,7 +90,7 @@ class InferenceSession:
         self._executor = f"{'Parallel' if options.execution_mode else 'Sequential'}Executor::Execute"
         self._profile = Profile() if options.enable_profiling else None
         self._workers = Workers()
-        with logs.scope(self._scope):
+        with logs.scope(self._scope), uncollected():
             self._create(path_or_bytes, options, providers, provider_options, dry_run, expected_shapes or {})
 
     def _create(
@@ -104,13 +105,15 @@ class InferenceSession:
         _set_threads(options.intra_op_num_threads)
         times = {"start": time.perf_counter()}
         requests = registry.parse(asked(providers), provider_options)
-        loaded = load(path_or_bytes)
-        differentiate(loaded.model, loaded.names)
+        parsed = Parsed(path_or_bytes)
         times["load"] = time.perf_counter()
         requests = [with_settings(r, options) for r in requests]
-        check_shapes(expected_shapes, loaded.inputs)
         self._providers = open_providers(requests, asked=providers is not None, strict=options.strict)
         times["providers"] = time.perf_counter()
+        loaded = parsed.canonical()  # by now the weights have been read
+        differentiate(loaded.model, loaded.names)
+        check_shapes(expected_shapes, loaded.inputs)
+        times["convert"] = time.perf_counter()
         host = next(p for p in self._providers if p.memory_space == HOST)
         evaluator = Evaluator(host)
         self._decisions = Decisions()

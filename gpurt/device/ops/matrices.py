@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpurt.device.lowering import Ref
+from gpurt.device.weights import blank, shared_out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,9 +68,14 @@ def panels(b: np.ndarray) -> np.ndarray:
     """Pack [..., K, N] for the CPU class into float32 [..., ceil(N / 16), K, 16]."""
     *lead, k, n = b.shape
     count = -(-n // 16)
-    padded = np.zeros((*lead, k, count * 16), np.float32)
-    padded[..., :n] = b
-    return np.moveaxis(padded.reshape(*lead, k, count, 16), -2, -3)
+    made = blank((*lead, count, k, 16), np.float32)
+
+    def pack(panel: int) -> None:  # what a panel takes stays in the cache
+        part = b[..., panel * 16 : (panel + 1) * 16]
+        made[..., panel, :, : part.shape[-1]] = part
+
+    shared_out(pack, count, b.nbytes)
+    return made
 
 
 def position_count(out: tuple[int, int, int], plane: tuple[int, int]) -> int:

@@ -15,6 +15,7 @@ from gpurt.device.ops.conv_shape import Geometry
 from gpurt.device.ops.gemm import FLOAT32, gemm
 from gpurt.device.ops.matrices import Mat, Panels
 from gpurt.device.scalars import i32, i64
+from gpurt.device.weights import blank
 
 TILE = 4
 _LANES = 16
@@ -32,7 +33,7 @@ def filters_of(w: np.ndarray) -> np.ndarray:
 
 def transformed(taps: np.ndarray) -> np.ndarray:
     """Filters [9, count], in any order, as float32 [36, count]; computed in float64."""
-    made = np.empty((36, taps.shape[1]), np.float32)
+    made = blank((36, taps.shape[1]), np.float32)
     for start in range(0, taps.shape[1], _CHUNK):  # in a core's cache
         made[:, start : start + _CHUNK] = _GG @ taps[:, start : start + _CHUNK].astype(np.float64)
     return made

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from gpurt.optimizer import facts
 from gpurt.optimizer.rewrite import MatchResult, RewriteRule
-from gpurt.optimizer.rules.weights import Affine, along, batch_norm, exact, rounded
+from gpurt.optimizer.rules.weights import Affine, along, batch_norm, exact, is_exact, rounded
 
 
 def _channels(conv: ir.Node) -> int:
@@ -32,9 +32,9 @@ def _scaled(conv: ir.Node, scale: np.ndarray) -> np.ndarray | None:
 
 
 def _fits(m: MatchResult, w: ir.Value, b: ir.Value | None) -> MatchResult:
-    if exact(w) is None:
+    if not is_exact(w):
         return m.fail("the weights are not constant floats")
-    return m if b is None or exact(b) is not None else m.fail("the bias is not constant")
+    return m if b is None or is_exact(b) else m.fail("the bias is not constant")
 
 
 class _IntoConv(RewriteRule, ABC):

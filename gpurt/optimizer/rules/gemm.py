@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from gpurt.optimizer import facts
 from gpurt.optimizer.rewrite import MatchResult, RewriteRule
-from gpurt.optimizer.rules.weights import along, batch_norm, exact, rounded
+from gpurt.optimizer.rules.weights import along, batch_norm, exact, is_exact, rounded
 
 
 class MatMulAddFusion(RewriteRule):
@@ -45,7 +45,7 @@ class GemmSumFusion(RewriteRule):
     def check(self, m: MatchResult, before: ir.Value | None, c: ir.Value, gemm: ir.Node) -> MatchResult:
         if facts.extends(c, gemm.outputs[0]):
             return m.fail("the sum may broadcast the product")
-        if before is not None and (exact(before) is None or exact(c) is None):
+        if before is not None and (not is_exact(before) or not is_exact(c)):
             return m.fail("there is a bias already, and not both are constants")
         return m
 
@@ -76,7 +76,7 @@ class MatMulMulFusion(RewriteRule):
 
     def check(self, m: MatchResult, a: ir.Value, w: ir.Value, c: ir.Value) -> MatchResult:
         rank = facts.rank(a)
-        if exact(w) is None or facts.rank(w) != 2 or rank is None or rank < 1:
+        if not is_exact(w) or facts.rank(w) != 2 or rank is None or rank < 1:
             return m.fail("the second factor is not a constant matrix, or the rank of the first is not known")
         return m if _factor(self._op_type, c, rank, w) is not None else m.fail("it is not a constant for each column")
 
@@ -110,7 +110,7 @@ class GemmMulFusion(RewriteRule):
         return getattr(op, self._op_type)(op.Gemm(a, w, b, _name="gemm"), c)
 
     def check(self, m: MatchResult, w: ir.Value, b: ir.Value | None, c: ir.Value, gemm: ir.Node) -> MatchResult:
-        if exact(w) is None or (b is not None and exact(b) is None):
+        if not is_exact(w) or (b is not None and not is_exact(b)):
             return m.fail("the second factor or the bias is not constant")
         factor = _factor(self._op_type, c, 2, w, 0 if facts.attr(gemm, "transB", 0) else 1)
         return m if factor is not None else m.fail("it is not a constant for each column")
@@ -136,7 +136,7 @@ class MatmulBNFusion(RewriteRule):
         return op.BatchNormalization(product, scale, bias, mean, var, _name="bn")
 
     def check(self, m: MatchResult, a: ir.Value, w: ir.Value, b: ir.Value | None, bn: ir.Node) -> MatchResult:
-        if facts.rank(a) != 2 or facts.rank(w) != 2 or exact(w) is None or (b is not None and exact(b) is None):
+        if facts.rank(a) != 2 or facts.rank(w) != 2 or not is_exact(w) or (b is not None and not is_exact(b)):
             return m.fail("the factors are not matrices, or the second or the bias is not constant")
         return m if batch_norm(bn) is not None else m.fail("the normalization is not of constants")
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from gpurt.optimizer import facts
 from gpurt.optimizer.rewrite import MatchResult, RewriteRule
-from gpurt.optimizer.rules.weights import along, exact, rounded
+from gpurt.optimizer.rules.weights import along, exact, is_exact, rounded
 from gpurt.options import GraphOptimizationLevel
 
 
@@ -26,7 +26,7 @@ class GroupNormFusion(RewriteRule):
     def check(
         self, m: MatchResult, x: ir.Value, groups: ir.Node, s: ir.Value, b: ir.Value, back: ir.Node
     ) -> MatchResult:
-        if exact(s) is None or exact(b) is None:
+        if not is_exact(s) or not is_exact(b):
             return m.fail("scale and bias of the groups are not constant")
         whole, flat = facts.symbols(x), facts.symbols(groups.outputs[0])
         if whole is None or len(whole) < 3 or not isinstance(whole[1], int) or None in whole:
@@ -64,7 +64,7 @@ class GroupNormAffineFusion(RewriteRule):
         return getattr(op, self._op_type)(op.GroupNormalization(x, s, b, _name="norm"), c)
 
     def check(self, m: MatchResult, x: ir.Value, s: ir.Value, b: ir.Value, c: ir.Value) -> MatchResult:
-        if exact(s) is None or exact(b) is None or facts.dtype(s) != facts.dtype(c):
+        if not is_exact(s) or not is_exact(b) or facts.dtype(s) != facts.dtype(c):
             return m.fail("the constants of the normalization are not known, or of another type")
         return m if _by_channel(x, s, c) is not None else m.fail("it is not a constant for each channel")
 

@@ -16,7 +16,12 @@ _EPS: Final = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "b
 def exact(value: ir.Value | None) -> np.ndarray | None:
     """A constant of floating-point numbers in float64; None for anything else."""
     content = facts.array(value)
-    return content.astype(np.float64) if content is not None and facts.is_float(value) else None
+    return content.astype(np.float64) if content is not None and is_exact(value) else None
+
+
+def is_exact(value: ir.Value | None) -> bool:
+    """Whether exact() has an answer, without making it: that of a large model's weights takes a while."""
+    return facts.array(value) is not None and facts.is_float(value)
 
 
 def rounded(content: np.ndarray, like: ir.Value, axis: int | None = None) -> np.ndarray | None:
