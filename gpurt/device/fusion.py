@@ -7,10 +7,10 @@ from typing import Final
 
 from gpurt.device.attended import AttendedUnit, attended
 from gpurt.device.epilogue import FLOAT32, HEADS
-from gpurt.device.fused import FedUnit, FusedUnit, HeadedUnit
+from gpurt.device.fused import ChainedUnit, FusedUnit
 from gpurt.device.joined import JoinedUnit, Part, joined
 from gpurt.device.ops.elementwise import FUSIBLE
-from gpurt.device.prologue import FED
+from gpurt.device.prologue import FED, STORING
 from gpurt.device.steps import eight_wide
 from gpurt.device.unit import Host
 from gpurt.graph.view import GraphView, NodeView
@@ -46,9 +46,9 @@ def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[Node
     by_last = {members[-1]: members for members in by_result.values()}
     heads = _heads(host, partition, list(by_last.values()), readers, kept)
     inner = {number for members in by_result.values() for number in members[:-1]} | set(heads.values())
-    fed = _fed(host, partition, [m for last, m in by_last.items() if last not in heads], readers, kept)
+    fed = _fed(host, partition, by_last, heads, readers, kept)
     inner |= {members[-1] for members in fed.values()}
-    concats = joined(host, partition, readers, kept, by_last, heads, inner)
+    concats = joined(host, partition, readers, kept, by_last, heads, inner, set(fed))
     for parts in concats.values():
         inner |= {number for head, members in parts for number in (head, *members)}
     attentions = attended(host, partition, readers, kept, inner | set(by_last) | set(fed))
@@ -59,18 +59,24 @@ def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[Node
             units.append(_attended(host, [partition.nodes[i] for i in attentions[number]]))
         elif number in concats:
             units.append(_joined(host, partition, concats[number], node))
-        elif number in fed:
-            units.append(FedUnit(host, [partition.nodes[i] for i in fed[number]], node))
-        elif number in by_last and number not in inner:
-            nodes = [partition.nodes[i] for i in by_last[number]]
-            head = heads.get(number)
-            units.append(FusedUnit(host, nodes) if head is None else HeadedUnit(host, partition.nodes[head], nodes))
-        elif number not in inner:
+        elif number in inner:
+            continue
+        elif number in fed or number in heads:
+            core = heads.get(number, number)
+            before = [partition.nodes[i] for i in fed.get(core, ())]
+            after = [partition.nodes[i] for i in by_last.get(number, ())]
+            wanted = bool(before) and _wanted(before, readers, kept)
+            units.append(ChainedUnit(host, before, partition.nodes[core], after, wanted=wanted))
+        elif number in by_last:
+            units.append(FusedUnit(host, [partition.nodes[i] for i in by_last[number]]))
+        else:
             units.append((node,))
     return units
 
 
-def _joined(host: Host, partition: GraphView, parts: Sequence[tuple[int, Sequence[int]]], node: NodeView) -> JoinedUnit:
+def _joined(
+    host: Host, partition: GraphView, parts: Sequence[tuple[int, Sequence[int]]], node: NodeView
+) -> JoinedUnit:
     made = [Part(partition.nodes[head], [partition.nodes[i] for i in members]) for head, members in parts]
     return JoinedUnit(host, made, node)
 
@@ -83,7 +89,7 @@ def _attended(host: Host, nodes: Sequence[NodeView]) -> AttendedUnit:
 def _heads(
     host: Host, partition: GraphView, groups: Sequence[Sequence[int]], readers: dict[str, set[int]], kept: set[str]
 ) -> dict[int, int]:
-    """Last node of a group -> the product whose epilogue it is; where two come into question, the later one."""
+    """Last node of a group -> the node whose epilogue it is; where two come into question, the later one."""
     makers = {v.name: number for number, node in enumerate(partition.nodes) for v in node.outputs if v is not None}
     found: dict[int, int] = {}
     for members in groups:
@@ -97,44 +103,75 @@ def _heads(
             if name in makers
             and name not in kept
             and readers[name] <= set(members)
-            and _heading(host, partition, makers[name])
+            and _heading(host, partition, makers[name], nodes)
         ]
         if possible:
             found[members[-1]] = max(possible)
     return found
 
 
-def _heading(host: Host, partition: GraphView, number: int) -> bool:
+def _heading(host: Host, partition: GraphView, number: int, nodes: Sequence[NodeView]) -> bool:
     node = partition.nodes[number]
     row = host.table.rows.get((node.domain, node.op_type))
-    out = node.outputs[0]
-    return row is not None and row.lower in HEADS and out is not None and out.dtype == FLOAT32
+    out, result = node.outputs[0], nodes[-1].outputs[0]
+    if row is None or row.lower not in HEADS or out is None or out.dtype != FLOAT32:
+        return False
+    if any(v is not None for v in node.outputs[1:]) or not _hostless(node, row.host, nodes):
+        return False
+    if row.lower not in FED:
+        return True
+    # What a reduction leaves is mostly broadcast to the data again, and what does that is no epilogue.
+    return result is not None and out.shape is not None and out.shape == result.shape
+
+
+def _hostless(node: NodeView, positions: Sequence[int], nodes: Sequence[NodeView]) -> bool:
+    """Whether nodes read nothing of what must be known on the host for another: of that kernels get no tensors."""
+    numbers = {v.name for i, v in enumerate(node.inputs) if v is not None and i in positions}
+    return numbers.isdisjoint(v.name for n in nodes for v in n.inputs if v is not None)
 
 
 def _fed(
-    host: Host, partition: GraphView, groups: Sequence[Sequence[int]], readers: dict[str, set[int]], kept: set[str]
+    host: Host,
+    partition: GraphView,
+    by_last: dict[int, list[int]],
+    heads: dict[int, int],
+    readers: dict[str, set[int]],
+    kept: set[str],
 ) -> dict[int, Sequence[int]]:
-    """Node whose first input a group computes for it alone -> the group's nodes."""
+    """Node whose first input a group computes -> the group's nodes.
+
+    What others read too comes out beside the node's own results, which must be before they need it.
+    """
+    behind = {head: by_last[last] for last, head in heads.items()}
     found: dict[int, Sequence[int]] = {}
-    for members in groups:
+    for last, members in by_last.items():
+        if last in heads:
+            continue
         nodes = [partition.nodes[i] for i in members]
         made = nodes[-1].outputs[0]
         assert made is not None
-        if made.name in kept or len(readers.get(made.name, ())) != 1 or any(n.op_type in _SCALED for n in nodes):
+        if not readers.get(made.name) or any(n.op_type in _SCALED for n in nodes):
             continue
-        (number,) = readers[made.name]
-        node = partition.nodes[number]
+        first, *others = sorted(readers[made.name])
+        node = partition.nodes[first]
         row = host.table.rows.get((node.domain, node.op_type))
         if row is None or row.lower not in FED or not _eight_wide_throughout(host, nodes):
             continue
+        own = behind.get(first, [first])
+        early = any(i < own[-1] and i not in own for i in others)
+        if _wanted(nodes, readers, kept) and (early or row.lower not in STORING):
+            continue
         names = [None if v is None else v.name for v in node.inputs]
-        read = {v.name for n in nodes for v in n.inputs if v is not None}
-        numbers = {
-            name for i, name in enumerate(names) if i in row.host
-        }  # known on the host, and no tensors for kernels
-        if names[0] == made.name and made.name not in names[1:] and read.isdisjoint(numbers):
-            found[number] = members
+        if names[0] == made.name and made.name not in names[1:] and _hostless(node, row.host, nodes):
+            found[first] = members
     return found
+
+
+def _wanted(nodes: Sequence[NodeView], readers: dict[str, set[int]], kept: set[str]) -> bool:
+    """Whether more than one node reads the result of a group, or it is wanted outside."""
+    made = nodes[-1].outputs[0]
+    assert made is not None
+    return made.name in kept or len(readers[made.name]) > 1
 
 
 def _eight_wide_throughout(host: Host, nodes: Sequence[NodeView]) -> bool:

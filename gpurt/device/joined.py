@@ -21,6 +21,8 @@ from gpurt.provider import Operand, Refused, UnitPlan
 from gpurt.spec import Spec
 from gpurt.symbolic import Size
 
+PARTS: Final = frozenset({"AveragePool", "Conv", "Gemm", "MatMul", "MaxPool"})
+
 FARTHEST: Final = 32
 """Nodes between a part and the Concat: a part is computed when the Concat is, so its inputs are kept until then."""
 
@@ -183,6 +185,7 @@ def joined(
     groups: Mapping[int, Sequence[int]],
     heads: Mapping[int, int],
     inner: set[int],
+    fed: set[int],
 ) -> dict[int, list[tuple[int, Sequence[int]]]]:
     """For each Concat that is a unit with others: its number -> for each part the head and its epilogue's nodes.
 
@@ -194,6 +197,7 @@ def joined(
         groups: last node of each elementwise group -> its nodes.
         heads: last node of a group -> the product whose epilogue it is.
         inner: numbers of nodes that are in units of others.
+        fed: numbers of nodes that have a prologue.
     """
     nodes = partition.nodes
     makers = {v.name: number for number, node in enumerate(nodes) for v in node.outputs if v is not None}
@@ -205,17 +209,16 @@ def joined(
         for name in names:
             made = makers.get(name, -1)
             alone = readers[name] == {number} and names.count(name) == 1 and name not in kept
-            if not alone or made in inner or number - made > FARTHEST or made < 0:
+            head = heads.get(made, made)
+            if not alone or made in inner or number - made > FARTHEST or made < 0 or head in fed:
                 continue
-            if made in heads:
-                found.setdefault(number, []).append((heads[made], groups[made]))
-            elif made not in groups and _is_part(host, nodes[made]):
-                found.setdefault(number, []).append((made, ()))
+            if (head != made or made not in groups) and _is_part(host, nodes[head]):
+                found.setdefault(number, []).append((head, groups.get(made, ())))
     return found
 
 
 def _is_part(host: Host, node: NodeView) -> bool:
     row = host.table.rows.get((node.domain, node.op_type))
     out = node.outputs[0]
-    own = row is not None and row.lower in HEADS | BESIDE
+    own = row is not None and node.op_type in PARTS and row.lower in HEADS | BESIDE
     return own and out is not None and out.dtype == FLOAT32 and all(v is None for v in node.outputs[1:])

@@ -10,16 +10,33 @@ from typing import Final
 import numpy as np
 
 import gpurt_kernels
+from gpurt.device.chains import chains
 from gpurt.device.driver import DeviceInfo
+from gpurt.device.epilogue import HEADS, Epilogue
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.lanes import F64, I64, Args, accumulator, around, collapse, flat_group, group_size, lanes, share
-from gpurt.device.prologue import FED, Prologue, fed
+from gpurt.device.ops.lanes import (
+    F32,
+    F64,
+    I64,
+    Args,
+    accumulator,
+    around,
+    collapse,
+    flat_group,
+    group_size,
+    lanes,
+    measured_group,
+    measured_share,
+    share,
+)
+from gpurt.device.prologue import FED, Prologue
 from gpurt.device.scalars import i64
 from gpurt.device.table import FLOATS, NUMERIC, op
 from gpurt.dtypes import kernel_name
 from gpurt.graph.view import NodeView
 from gpurt.infer import shapes
 from gpurt.provider import Refused
+from gpurt.symbolic import Size
 
 SPLIT: Final = 65536
 """Elements from which on a few long rows are cut into parts, so that all cores have work."""
@@ -80,10 +97,11 @@ def reduce(
     kind: Reduction,
     acc: np.dtype,
     prologue: Prologue | None = None,
+    epilogue: Epilogue | None = None,
 ) -> None:
     """Emit the reduction of x over axes counted from the front into y, which has the kept elements in their order.
 
-    Where there is a prologue, it computes x, if it can do so where x is read.
+    Prologue and epilogue are what computes x, and what is computed of y, if the kernels can take them.
 
     Runs of axes are reduced one after the other, the innermost first, through workspaces of type acc; sums of sums and
     log-sum-exp of log-sum-exps are exact in that.
@@ -95,7 +113,7 @@ def reduce(
         at = max(i for i, (_, reduced) in enumerate(runs) if reduced)
         outer = math.prod(size for size, _ in runs[:at])
         inner = math.prod(size for size, _ in runs[at + 1 :])
-        parts = _parts(c, outer, runs[at][0], inner)
+        parts = _parts(c, outer, runs[at][0], inner, x.dtype)
         steps.append((outer, runs[at][0], inner, parts))
         if parts > 1:
             steps.append((outer, parts, inner, 1))
@@ -107,21 +125,28 @@ def reduce(
         last = i + 1 == len(steps)
         out = y if last else c.temp(acc, (outer * parts * inner,))
         now = kind if kind is LOG_SUM_EXP else kind.inner_step(first=i == 0, last=last)
-        _step(c, x, out, (outer, r, inner), parts, now, acc, total, limits, prologue)
+        _step(c, x, out, (outer, r, inner), parts, now, acc, total, limits, prologue, epilogue if last else None)
         x, prologue = out, None
 
 
-def _parts(c: Lowering, outer: int, r: int, inner: int) -> int:
+def _parts(c: Lowering, outer: int, r: int, inner: int, dtype: np.dtype) -> int:
     """Into how many parts the reduced axis is cut so that all cores have work."""
     if outer * r * inner < SPLIT:
         return 1
+    cores = c.info.compute_units
     if c.cpu_class:
         tasks = outer * -(-inner // 32)
-        parts = min(-(-4 * c.info.compute_units // tasks), r // 64) if tasks < 2 * c.info.compute_units else 1
+        parts = min(-(-4 * cores // tasks), r // 64) if tasks < 2 * cores else 1
+        others, least = [cores * n for n in (1, 2, 4, 8)], 64
     elif inner == 1:
-        parts = min(r // 4096, 256) if outer < 4 * c.info.compute_units else 1
+        parts = min(r // 4096, 256) if outer < 4 * cores else 1
+        others, least = [16, 64, 256], 1024
     else:
         parts = min(r // 128, -(-16384 // (outer * inner))) if outer * inner < 8192 else 1
+        others, least = [16, 64, 256], 32
+    if not any(isinstance(n, Size) for n in (outer, r, inner)):
+        candidates = list(dict.fromkeys([1, *(n for n in others if n <= r // least)]))
+        parts = c.choose("reduce.parts", (outer, r, inner), candidates, parts, str(dtype))
     if parts <= 1:
         return 1
     length = -(-r // parts)
@@ -139,16 +164,18 @@ def _step(
     total: int,
     limits: dict[str, str],
     prologue: Prologue | None = None,
+    epilogue: Epilogue | None = None,
 ) -> None:
     outer, r, inner = sizes
-    head, args = fed(x, r, inner, prologue)
+    around = chains(x, r, inner, prologue, epilogue if acc == F32 else None, inner)
+    args: Args = around.data
     defines = dict(limits)
     if kind is LOG_SUM_EXP:
         top = c.temp(acc, (outer * parts * inner,))
         _step(c, x, top, sizes, parts, KINDS["ReduceMax"], acc, total, limits)
         args.append(top)
         defines["WITH_MAX"] = ""
-    args.append(y)
+    args += [y, *around.results]
     defines |= {
         "IDENTITY": kind.identity,
         "COMBINE(a, b)": kind.combine,
@@ -160,12 +187,14 @@ def _step(
     if length >= 2**31:
         raise Refused(f"{c.node.op}: a reduction over {r} elements is too long")
     geometry = [i64(r), i64(parts), i64(length), i64(total)]
-    body = head + gpurt_kernels.text("reduce.cl")
+    body = around.text + gpurt_kernels.text("reduce.cl")
     slices = outer * parts
+    variant = f"{x.dtype}{' columns' if inner > 1 else ''}{around.kind}"
     if c.cpu_class:
         body = lanes(acc, types) + body
         tasks = slices if inner == 1 else slices * -(-inner // 32)
-        groups, per = share(tasks, length if inner == 1 else length * min(inner, 32))
+        cost = length if inner == 1 else length * min(inner, 32)
+        groups, per = measured_share(c, "reduce", variant, tasks, cost)
         args += [i64(tasks), per, *geometry]
         if inner == 1:
             c.launch(body, "reduce_rows", args, [groups], types=types, defines=defines)
@@ -173,7 +202,7 @@ def _step(
             c.launch(body, "reduce_columns", [*args, i64(inner)], [groups], types=types, defines=defines)
         return
     if inner == 1 and length >= 32:
-        block = group_size(c, length)
+        block = measured_group(c, "reduce", variant, slices, length)
         grid = [slices]
         entry, args = "reduce_rows", [*args, *geometry]
     else:
@@ -224,7 +253,7 @@ def reduction(c: Lowering) -> None:
     if name == "ReduceL1" and x.dtype.kind == "u":
         kind = SUM
     prologue = None if kind is LOG_SUM_EXP else c.prologue  # the maxima are an extra pass over the data
-    reduce(c, x, c.output(), _axes(c), kind, reduce_accumulator(name, x.dtype), prologue)
+    reduce(c, x, c.output(), _axes(c), kind, reduce_accumulator(name, x.dtype), prologue, c.epilogue)
 
 
 def arg_extreme(c: Lowering, x: Ref, y: Ref, axis: int, *, largest: bool = True, last: bool = False) -> None:
@@ -276,10 +305,11 @@ def global_pool(c: Lowering) -> None:
     kind = {"GlobalAveragePool": KINDS["ReduceMean"], "GlobalMaxPool": KINDS["ReduceMax"]}.get(c.node.op_type)
     if kind is None:
         kind = lp_norm(int(c.node.attr("p", 2)), acc)
-    reduce(c, x, c.output(), range(2, len(x.shape)), kind, acc, c.prologue)
+    reduce(c, x, c.output(), range(2, len(x.shape)), kind, acc, c.prologue, c.epilogue)
 
 
 FED.update((reduction, global_pool))
+HEADS.update((reduction, global_pool))
 
 
 def lp_norm(p: int, acc: np.dtype) -> Reduction:
