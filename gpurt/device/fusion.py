@@ -74,9 +74,7 @@ def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[Node
     return units
 
 
-def _joined(
-    host: Host, partition: GraphView, parts: Sequence[tuple[int, Sequence[int]]], node: NodeView
-) -> JoinedUnit:
+def _joined(host: Host, partition: GraphView, parts: Sequence[tuple[int, Sequence[int]]], node: NodeView) -> JoinedUnit:
     made = [Part(partition.nodes[head], [partition.nodes[i] for i in members]) for head, members in parts]
     return JoinedUnit(host, made, node)
 
