@@ -1,0 +1,157 @@
+"""Simulated devices beside one another, and plans whose lanes are given by chance: fixtures for the parallel mode."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import make_model, plugin
+from onnx import TensorProto, helper
+
+import gpurt
+from gpurt import registry
+from gpurt.partitioner.rates import DEFAULTS
+from gpurt.plan import parallel as parallel_module
+from gpurt.plan import schedule as schedule_module
+from gpurt.plan.lanes import Lanes, space_of
+from gpurt.plan.steps import HostStep
+from gpurt.provider import Capability, Rates
+
+n = helper.make_node
+F16, F32, BOOL, I64 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
+SLOW = Rates(1e6, 1e6, 1e6, 1e6, 1e6, 1e6, 1e-2)  # a device on which nothing takes less than 10 ms
+SLOW_HOST = Rates(1e3, 1e3, 1e3, 1e3, 1e3, 1e6, 1e-6)  # a host on which Softmax takes long
+X = np.arange(6, dtype=np.float16).reshape(2, 3)
+WANT = (np.maximum(X, 0) - X).T  # what two_devices computes of X
+PATIENCE = 20  # seconds until a test gives up on what must happen
+
+
+def options(**given):
+    return gpurt.SessionOptions(
+        **{"partitioning": "greedy", "graph_optimization_level": "disable_all", "execution_mode": "parallel", **given}
+    )
+
+
+@pytest.fixture(scope="module")
+def devices():
+    """A simulated device apart from the host and two that share its memory; they claim nodes by their letter."""
+    SimProvider = plugin().SimProvider
+
+    class Part(SimProvider):
+        at = None  # called with the node's name before a kernel of a device does its work
+
+        def __init__(self, index, limit):
+            super().__init__(index, limit)
+            self.device = self.memory_space = f"{self.name}:{index}"
+
+        @classmethod
+        def open(cls, index, options):
+            return cls(index or 0, options.get("memory_limit"))
+
+        def rates(self):
+            return SLOW
+
+        def get_capability(self, graph):
+            answer = super().get_capability(graph)
+            mine = [c for c in answer.claims if c[0].endswith(self.letter)]
+            rest = {name: "another letter" for c in answer.claims for name in c if not name.endswith(self.letter)}
+            return Capability(mine, {**answer.refused, **rest})
+
+        def compile(self, partition):
+            units = super().compile(partition)
+            for unit in units:
+                unit.plan = self.announced(unit.plan, unit.nodes[0].name)
+            return units
+
+        def announced(self, plan, name):
+            def planned(inputs):
+                made = plan(inputs)
+                bind = made.bind
+
+                def announcing(refs):
+                    bound = bind(refs)
+
+                    def announce(stream):
+                        if Part.at is not None:
+                            stream.append(lambda: Part.at(name))
+
+                    bound.steps = [announce, *bound.steps]
+                    return bound
+
+                made.bind = announcing
+                return made
+
+            return planned
+
+    parts = [
+        type(name, (Part,), {"name": name, "letter": name[0], "shares_host": shares})
+        for name, shares in (("left", False), ("right", True), ("shared", True))
+    ]
+    for part in parts:
+        registry.register(part)
+    yield Part
+    for part in parts:
+        registry.unregister(part.name)
+
+
+NAMES = ["left", "right", "shared"]
+
+
+@pytest.fixture
+def at(devices, monkeypatch):
+    """Sets what the simulated devices call before each kernel; the host is quick."""
+    quick = Rates(1e12, 1e12, 1e12, 1e12, 1e12, 1e12, 1e-6)
+    monkeypatch.setattr("gpurt.session.lanes.rates", lambda provider, folder: provider.rates() or quick)
+
+    def set_at(function):
+        devices.at = staticmethod(function)
+
+    yield set_at
+    devices.at = None
+
+
+@pytest.fixture
+def scattered(monkeypatch):
+    """Lanes by chance in place of estimates, with pauses before steps; yields the generator that decides."""
+    rng = random.Random(0)
+
+    def schedule(steps, _):
+        count = rng.randint(2, 4)
+        for step in steps:
+            if isinstance(step, HostStep):
+                step.lane = rng.randrange(count)
+        spaces = sorted({space_of(s) for s in steps} - {0})
+        return Lanes(count, {space: rng.randrange(count) for space in spaces})
+
+    plain = parallel_module.plain
+
+    def hesitant(steps, memories):
+        def pause(run, registers):
+            time.sleep(rng.choice((0, 0, 0, 1e-4, 1e-3)))
+
+        return [op for step in plain(steps, memories) for op in (pause, step)]
+
+    monkeypatch.setattr(schedule_module, "schedule", schedule)
+    monkeypatch.setattr(parallel_module, "plain", hesitant)
+    monkeypatch.setattr("gpurt.session.lanes.rates", lambda provider, folder: DEFAULTS["cpu"])
+    return rng
+
+
+def two_devices(**given):
+    """A node on each of two devices whose values the host waits for, then a sum."""
+    nodes = [n("Neg", ["x"], ["a"], "n_l"), n("Transpose", ["a"], ["c"], "t_h"), n("Relu", ["x"], ["b"], "r_r"),
+             n("Transpose", ["b"], ["d"], "u_h"), n("Add", ["c", "d"], ["y"], "sum_h")]  # fmt: skip
+    return gpurt.InferenceSession(
+        make_model(nodes, {"x": (F16, ["n", 3])}, ["y"]), options(**given), providers=[*NAMES, "cpu"]
+    )
+
+
+def lanes_of(session):
+    return [p._draft.lanes for p in session._runner.plans()]
+
+
+def lane_threads():
+    return [t for t in threading.enumerate() if t.name.startswith("gpurt lane")]
