@@ -34,7 +34,7 @@ class ConstantFolding:
         result = Result()
         for graph in facts.all_graphs(model.graph):
             for node in list(graph):
-                if self._candidate(node) and self._seconds < tools.fold_seconds:
+                if self._candidate(node) and not self._operand(node, tools) and self._seconds < tools.fold_seconds:
                     start = time.perf_counter()
                     self._fold(graph, node, tools, result)
                     self._seconds += time.perf_counter() - start
@@ -45,6 +45,15 @@ class ConstantFolding:
         if not facts.deterministic(node) or facts.has_body(node):
             return False
         return all(facts.absent(v) or is_constant(v) for v in node.inputs)
+
+    @staticmethod
+    def _operand(node: ir.Node, tools: Tools) -> bool:
+        """Whether a node makes floats of numbers that an integer operator may take as they are."""
+        return (
+            bool(tools.integers)
+            and node.op_type == "DequantizeLinear"
+            and any(user.op_type in ("Add", "Conv", "Gemm", "MatMul", "Mul") for user in node.outputs[0].consumers())
+        )
 
     def _fold(self, graph: ir.Graph, node: ir.Node, tools: Tools, result: Result) -> None:
         view = Views().node(node)  # views remember values, and these change with every fold

@@ -14,6 +14,7 @@ from gpurt.optimizer.rules import (
     elementwise,
     gemm,
     group_norm,
+    integers,
     norm,
     quantize,
     reshape,
@@ -40,5 +41,6 @@ def all_rules() -> tuple[RewriteRule, ...]:
         attention,
         decoder,
         quantize,
+        integers,
     )
     return tuple(rule for module in modules for rule in module.rules())
