@@ -137,6 +137,23 @@ def test_cut_files(end: int, tmp_path: Path) -> None:
         load(path)
 
 
+class Shrinking(io.BytesIO):
+    """A file that someone cuts off after it was looked through."""
+
+    def readinto(self, buffer: Any) -> int:
+        return super().readinto(memoryview(buffer)[:100])
+
+
+def test_files_that_change_meanwhile() -> None:
+    data = model().SerializeToString()
+    file = Shrinking(data)
+    message, contents = take(file, len(data))
+    assert len(message) < len(data)
+    with pytest.raises(InvalidProtobuf, match="cut off while it was read"):
+        contents[0]
+    assert file.closed
+
+
 def test_damaged_lengths() -> None:
     data = model().SerializeToString()
     at = data.index(b"\x0a", 2)
