@@ -1,4 +1,4 @@
-"""Units of several nodes: elementwise nodes as one kernel, alone or as the epilogue of the product they follow."""
+"""Units of several nodes: elementwise nodes as one kernel, alone, behind a product, or before a reduction."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from gpurt.device.codegen import emit
 from gpurt.device.epilogue import Epilogue
 from gpurt.device.lowering import Emitted, Ref
 from gpurt.device.ops.elementwise import step_for
+from gpurt.device.prologue import Prologue
 from gpurt.device.steps import Step
 from gpurt.device.unit import Host, finish, lowering_for
 from gpurt.graph.view import NodeView
@@ -111,6 +112,55 @@ class HeadedUnit:
         if not epilogue.used:
             epilogue.store_apart()
         return finish(self._host, emitted, [out_spec], "+".join(n.op_type for n in self.nodes))
+
+
+class FedUnit:
+    """Elementwise nodes and the reduction or normalisation whose data they compute; its prologue, where they can be.
+
+    Args:
+        host: the provider.
+        nodes: the elementwise nodes.
+        node: reads their result as its first input, and nobody else does.
+    """
+
+    symbolic = True
+
+    def __init__(self, host: Host, nodes: Sequence[NodeView], node: NodeView) -> None:
+        self._host, self._node = host, node
+        self._chain = nodes
+        self.nodes = (*nodes, node)
+        made = {v.name for n in nodes for v in n.outputs if v is not None}
+        names = [v.name for n in self.nodes for v in n.inputs if v is not None and v.name not in made]
+        self.inputs: Sequence[str | None] = list(dict.fromkeys(names))
+        self.outputs: Sequence[str | None] = [None if v is None else v.name for v in node.outputs]
+        known = host.table.rows[node.domain, node.op_type].host
+        shapes = {v.name for i, v in enumerate(node.inputs) if v is not None and i in known}
+        self.host_inputs = frozenset(i for i, name in enumerate(self.inputs) if name in shapes)
+
+    def plan(self, inputs: Sequence[Spec | None]) -> UnitPlan:
+        """The launches of the last node, after whatever it leaves of the others. Raises Refused or Unknown."""
+        values: dict[str, Ref | Step] = {}
+        for i, (name, spec) in enumerate(zip(self.inputs, inputs, strict=True)):
+            if name is None or spec is None:
+                raise Refused(f"{self._node.op}: {name!r} is not there")
+            values[name] = Ref(spec, Operand("in", i))
+        others = [None if v is None else values.get(v.name) for v in self._node.inputs[1:]]
+        ins = [x if isinstance(x, Ref) else None for x in others]
+        root, out = _steps(self._chain, values)
+        specs = [out, *(None if x is None else x.spec for x in ins)]
+        try:
+            outs = infer(self._node, specs)
+        except ValueError as e:
+            raise Refused(str(e)) from e
+        emitted = Emitted()
+        c = lowering_for(self._host, self._node, specs, outs, emitted)
+        data = c.temp(out.dtype, out.shape)
+        prologue = Prologue(c, root, data)
+        self._host.table.rows[self._node.domain, self._node.op_type].lower(
+            replace(c, ins=[data, *ins], prologue=prologue)
+        )
+        prologue.settle(c, 0)
+        return finish(self._host, emitted, outs[: len(self.outputs)], "+".join(n.op_type for n in self.nodes))
 
 
 def _shape_of(nodes: Sequence[NodeView], values: Mapping[str, Ref | Step], made: str, product: Spec) -> Spec:

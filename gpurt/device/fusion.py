@@ -7,8 +7,9 @@ from typing import Final
 
 from gpurt.device.attended import AttendedUnit, attended
 from gpurt.device.epilogue import FLOAT32, HEADS
-from gpurt.device.fused import FusedUnit, HeadedUnit
+from gpurt.device.fused import FedUnit, FusedUnit, HeadedUnit
 from gpurt.device.ops.elementwise import FUSIBLE
+from gpurt.device.prologue import FED
 from gpurt.device.steps import eight_wide
 from gpurt.device.unit import Host
 from gpurt.graph.view import GraphView, NodeView
@@ -44,13 +45,17 @@ def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[Node
     by_last = {members[-1]: members for members in by_result.values()}
     heads = _heads(host, partition, list(by_last.values()), readers, kept)
     inner = {number for members in by_result.values() for number in members[:-1]} | set(heads.values())
-    attentions = attended(host, partition, readers, kept, inner | set(by_last))
+    fed = _fed(host, partition, [m for last, m in by_last.items() if last not in heads], readers, kept)
+    inner |= {members[-1] for members in fed.values()}
+    attentions = attended(host, partition, readers, kept, inner | set(by_last) | set(fed))
     inner |= {number for members in attentions.values() for number in members[:-1]}
     units: list[DeviceUnit | tuple[NodeView, ...]] = []
     for number, node in enumerate(partition.nodes):
         if number in attentions:
             units.append(_attended(host, [partition.nodes[i] for i in attentions[number]]))
-        elif number in by_last:
+        elif number in fed:
+            units.append(FedUnit(host, [partition.nodes[i] for i in fed[number]], node))
+        elif number in by_last and number not in inner:
             nodes = [partition.nodes[i] for i in by_last[number]]
             head = heads.get(number)
             units.append(FusedUnit(host, nodes) if head is None else HeadedUnit(host, partition.nodes[head], nodes))
@@ -93,6 +98,32 @@ def _heading(host: Host, partition: GraphView, number: int) -> bool:
     row = host.table.rows.get((node.domain, node.op_type))
     out = node.outputs[0]
     return row is not None and row.lower in HEADS and out is not None and out.dtype == FLOAT32
+
+
+def _fed(
+    host: Host, partition: GraphView, groups: Sequence[Sequence[int]], readers: dict[str, set[int]], kept: set[str]
+) -> dict[int, Sequence[int]]:
+    """Node whose first input a group computes for it alone -> the group's nodes."""
+    found: dict[int, Sequence[int]] = {}
+    for members in groups:
+        nodes = [partition.nodes[i] for i in members]
+        made = nodes[-1].outputs[0]
+        assert made is not None
+        if made.name in kept or len(readers.get(made.name, ())) != 1 or any(n.op_type in _SCALED for n in nodes):
+            continue
+        (number,) = readers[made.name]
+        node = partition.nodes[number]
+        row = host.table.rows.get((node.domain, node.op_type))
+        if row is None or row.lower not in FED or not _eight_wide_throughout(host, nodes):
+            continue
+        names = [None if v is None else v.name for v in node.inputs]
+        read = {v.name for n in nodes for v in n.inputs if v is not None}
+        numbers = {
+            name for i, name in enumerate(names) if i in row.host
+        }  # known on the host, and no tensors for kernels
+        if names[0] == made.name and made.name not in names[1:] and read.isdisjoint(numbers):
+            found[number] = members
+    return found
 
 
 def _eight_wide_throughout(host: Host, nodes: Sequence[NodeView]) -> bool:

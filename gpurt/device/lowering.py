@@ -22,6 +22,7 @@ from gpurt.symbolic import NeedsNumbers, Size, pinned
 
 if TYPE_CHECKING:
     from gpurt.device.epilogue import Epilogue
+    from gpurt.device.prologue import Prologue
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +93,8 @@ class Lowering:
         outs: output specs by position, from the shape rules.
         info: facts about the device.
         epilogue: elementwise nodes that follow, for rows among epilogue.HEADS, which may take them over.
+        prologue: elementwise nodes whose result is the first input, likewise for rows among prologue.FED; that input
+            is stored beforehand if they do not take them over.
     """
 
     node: NodeView
@@ -106,6 +109,7 @@ class Lowering:
     results: list[Ref]
     depth: int = 0
     epilogue: Epilogue | None = None
+    prologue: Prologue | None = None
     choices: Choices = HEURISTICS
 
     @property

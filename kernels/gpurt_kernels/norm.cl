@@ -5,8 +5,20 @@
  * for each channel, where a row is `channels` channels of `spatial` elements and `groups` rows make up an image (group and
  * instance normalisation). MEAN and DEVIATION say which statistics are stored.
  *
+ * A prologue (see prologue.h) is computed once, into y or with PROLOGUE_OUT into a tensor that is wanted besides, which
+ * then holds the data.
+ *
  * The variance is taken around the mean in a second pass over the row, which then lies in the cache.
  */
+#ifdef PROLOGUE_OUT
+#define STORED_PARAM TENSOR(T, stored),
+#define OPEN_STORED OPEN(T, stored)
+#define STORED (stored + row * r)
+#else
+#define STORED_PARAM
+#define OPEN_STORED
+#define STORED q
+#endif
 #ifdef SCALE
 #define SCALE_PARAM INPUT(S, scale),
 #define OPEN_SCALE OPEN_IN(S, scale)
@@ -35,10 +47,11 @@
 #define DEVIATION_PARAM
 #define OPEN_DEVIATION
 #endif
-#define PARAMS INPUT(T, x), SCALE_PARAM BIAS_PARAM TENSOR(U, y), MEAN_PARAM DEVIATION_PARAM const i64 rows, const i64 per
+#define PARAMS DATA_PARAM STORED_PARAM SCALE_PARAM BIAS_PARAM TENSOR(U, y), MEAN_PARAM DEVIATION_PARAM const i64 rows, const i64 per
 #define GEOMETRY const i32 r, const i32 groups, const i32 channels, const i32 spatial, const float epsilon
 #define OPEN_ALL \
-  OPEN_IN(T, x); \
+  OPEN_DATA; \
+  OPEN_STORED; \
   OPEN_SCALE; \
   OPEN_BIAS; \
   OPEN(U, y); \
@@ -92,8 +105,17 @@ KFN(1, 1, 1) normalize_rows(PARAMS, GEOMETRY) {
   const i64 first = GROUP(0) * per;
   const i64 last = first + per < rows ? first + per : rows;
   for (i64 row = first; row < last; row++) {
-    const GLOBAL T *p = x + row * r;
     GLOBAL U *q = y + row * r;
+    SLICE(row, r);
+#ifdef PROLOGUE
+    GLOBAL T *p = STORED;
+    i32 done = 0;
+    for (; done + 8 <= r; done += 8) ST8_T(p, done, ROW8(done));
+    for (; done < r; done++) {
+      const A v = ROW1(done);
+      ST_T(p, done, v);
+    }
+#endif
 #ifdef RMS
     const A mean = 0;
 #else
@@ -179,8 +201,15 @@ KFN(BLOCK, 1, 1) normalize_rows(PARAMS, GEOMETRY) {
   const i64 row = INDEX(0);
   if (row >= rows) return;
 #endif
-  const GLOBAL T *p = x + row * r;
   GLOBAL U *q = y + row * r;
+  SLICE(row, r);
+#ifdef PROLOGUE
+  GLOBAL T *p = STORED; /* an item reads what it has written itself */
+  for (i32 i = FIRST; i < r; i += NEXT) {
+    const A v = ROW1(i);
+    ST_T(p, i, v);
+  }
+#endif
 #ifdef RMS
   const A mean = 0;
 #else

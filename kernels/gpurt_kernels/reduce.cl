@@ -3,7 +3,7 @@
  * T is the type of x, A the one accumulated in, U the type of y. The operator is spelt by four macros:
  * IDENTITY; PRE(v) on each element; COMBINE(a, b); POST(s) on the result, with n the number of elements of the whole
  * reduction. WITH_MAX makes it a sum of exp(x - m), where m has the shape of y and holds the maxima (log-sum-exp).
- * A long reduction is cut into parts of `length` elements that a second launch combines.
+ * The data come by prologue.h. A long reduction is cut into parts of `length` elements that a second launch combines.
  *
  * Sums run in blocks that are added up afterwards, so the error grows with the block and not with the row.
  */
@@ -31,29 +31,29 @@ FN A fold8(A8 v) {
 
 /* Rows (inner is 1): an item takes `per` tasks, a task is a part of a row. */
 KFN(1, 1, 1)
-reduce_rows(INPUT(T, x), MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 per, const i64 r, const i64 parts,
+reduce_rows(DATA_PARAM MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 per, const i64 r, const i64 parts,
             const i64 length, const i64 n) {
-  OPEN_IN(T, x);
+  OPEN_DATA;
   OPEN_MAX;
   OPEN(U, y);
   const i64 first = GROUP(0) * per;
   const i64 last = first + per < tasks ? first + per : tasks;
   for (i64 task = first; task < last; task++) {
     const i64 begin = task % parts * length;
-    const i64 size = r - begin < length ? r - begin : length;
-    const GLOBAL T *p = x + task / parts * r + begin;
+    const i64 end = r - begin < length ? r : begin + length;
+    SLICE(task / parts, r);
 #ifdef WITH_MAX
     const A shift = SHIFT(m[task]);
 #endif
     A total = IDENTITY;
-    i64 i = 0;
-    if (size >= 8) {
+    i64 i = begin;
+    if (end - begin >= 8) {
       A8 sum = IDENTITY;
-      while (i + 32 <= size) {
+      while (i + 32 <= end) {
         A8 a0 = IDENTITY, a1 = IDENTITY, a2 = IDENTITY, a3 = IDENTITY;
-        const i64 stop = i + 2048 < size ? i + 2048 : size;
+        const i64 stop = i + 2048 < end ? i + 2048 : end;
         for (; i + 32 <= stop; i += 32) {
-          const A8 v0 = LD8_T(p, i), v1 = LD8_T(p, i + 8), v2 = LD8_T(p, i + 16), v3 = LD8_T(p, i + 24);
+          const A8 v0 = ROW8(i), v1 = ROW8(i + 8), v2 = ROW8(i + 16), v3 = ROW8(i + 24);
           const A8 w0 = MAP(v0), w1 = MAP(v1), w2 = MAP(v2), w3 = MAP(v3);
           a0 = COMBINE(a0, w0);
           a1 = COMBINE(a1, w1);
@@ -65,15 +65,15 @@ reduce_rows(INPUT(T, x), MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 per,
         a0 = COMBINE(a0, a2);
         sum = COMBINE(sum, a0);
       }
-      for (; i + 8 <= size; i += 8) {
-        const A8 v = LD8_T(p, i);
+      for (; i + 8 <= end; i += 8) {
+        const A8 v = ROW8(i);
         const A8 w = MAP(v);
         sum = COMBINE(sum, w);
       }
       total = fold8(sum);
     }
-    for (; i < size; i++) {
-      const A v = LD_T(p, i);
+    for (; i < end; i++) {
+      const A v = ROW1(i);
       const A w = MAP(v);
       total = COMBINE(total, w);
     }
@@ -83,9 +83,9 @@ reduce_rows(INPUT(T, x), MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 per,
 
 /* Columns: a task is a part of the reduced axis for up to 32 neighbouring columns. */
 KFN(1, 1, 1)
-reduce_columns(INPUT(T, x), MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 per, const i64 r, const i64 parts,
+reduce_columns(DATA_PARAM MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 per, const i64 r, const i64 parts,
                const i64 length, const i64 n, const i64 inner) {
-  OPEN_IN(T, x);
+  OPEN_DATA;
   OPEN_MAX;
   OPEN(U, y);
   const i64 blocks = CEIL_DIV(inner, 32);
@@ -94,7 +94,7 @@ reduce_columns(INPUT(T, x), MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 p
   for (i64 task = first; task < last; task++) {
     const i64 begin = task / blocks % parts * length;
     const i64 end = begin + length < r ? begin + length : r;
-    const GLOBAL T *p = x + task / blocks / parts * r * inner;
+    SLICE(task / blocks / parts, r * inner);
     const i64 at = task / blocks * inner;
     i64 column = task % blocks * 32;
     const i64 stop = column + 32 < inner ? column + 32 : inner;
@@ -105,8 +105,7 @@ reduce_columns(INPUT(T, x), MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 p
         A8 a0 = IDENTITY, a1 = IDENTITY, a2 = IDENTITY, a3 = IDENTITY;
         const i64 until = k + 256 < end ? k + 256 : end;
         for (; k < until; k++) {
-          const GLOBAL T *q = p + k * inner + column;
-          const A8 v0 = LD8_T(q, 0), v1 = LD8_T(q, 8), v2 = LD8_T(q, 16), v3 = LD8_T(q, 24);
+          const A8 v0 = AT8(k, column), v1 = AT8(k, column + 8), v2 = AT8(k, column + 16), v3 = AT8(k, column + 24);
           const A8 w0 = MAP(v0), w1 = MAP(v1), w2 = MAP(v2), w3 = MAP(v3);
           a0 = COMBINE(a0, w0);
           a1 = COMBINE(a1, w1);
@@ -135,7 +134,7 @@ reduce_columns(INPUT(T, x), MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 p
         A8 a = IDENTITY;
         const i64 until = k + 256 < end ? k + 256 : end;
         for (; k < until; k++) {
-          const A8 v = LD8_T(p, k * inner + column);
+          const A8 v = AT8(k, column);
           const A8 w = MAP(v);
           a = COMBINE(a, w);
         }
@@ -152,7 +151,7 @@ reduce_columns(INPUT(T, x), MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 p
         A a = IDENTITY;
         const i64 until = k + 256 < end ? k + 256 : end;
         for (; k < until; k++) {
-          const A v = LD_T(p, k * inner + column);
+          const A v = AT1(k, column);
           const A w = MAP(v);
           a = COMBINE(a, w);
         }
@@ -167,22 +166,22 @@ reduce_columns(INPUT(T, x), MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 p
 
 /* Rows, by a group each: items stride through the row, a tree in local memory combines what they found. */
 KFN(BLOCK, 1, 1)
-reduce_rows(INPUT(T, x), MAX_PARAM TENSOR(U, y), const i64 r, const i64 parts, const i64 length, const i64 n) {
+reduce_rows(DATA_PARAM MAX_PARAM TENSOR(U, y), const i64 r, const i64 parts, const i64 length, const i64 n) {
   SHARED A tile[BLOCK];
-  OPEN_IN(T, x);
+  OPEN_DATA;
   OPEN_MAX;
   OPEN(U, y);
   const i64 task = GROUP(0);
   const i64 begin = task % parts * length;
   const i32 size = (i32)(r - begin < length ? r - begin : length);
-  const GLOBAL T *p = x + task / parts * r + begin;
+  SLICE(task / parts, r);
   const i32 item = ITEM(0);
 #ifdef WITH_MAX
   const A shift = SHIFT(m[task]);
 #endif
   A a = IDENTITY;
   for (i32 i = item; i < size; i += BLOCK) {
-    const A v = LD_T(p, i);
+    const A v = ROW1(begin + i);
     const A w = MAP(v);
     a = COMBINE(a, w);
   }
@@ -201,9 +200,9 @@ reduce_rows(INPUT(T, x), MAX_PARAM TENSOR(U, y), const i64 r, const i64 parts, c
 
 /* One item for each element of y: columns, whose reads coalesce, and rows too short for a group. */
 KFN(BLOCK, 1, 1)
-reduce_columns(INPUT(T, x), MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 r, const i64 parts, const i64 length,
+reduce_columns(DATA_PARAM MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 r, const i64 parts, const i64 length,
                const i64 n, const i64 inner) {
-  OPEN_IN(T, x);
+  OPEN_DATA;
   OPEN_MAX;
   OPEN(U, y);
   const i64 task = INDEX(0);
@@ -211,7 +210,8 @@ reduce_columns(INPUT(T, x), MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 r
   const i64 slice = task / inner;
   const i64 begin = slice % parts * length;
   const i64 end = begin + length < r ? begin + length : r;
-  const GLOBAL T *p = x + slice / parts * r * inner + task % inner;
+  const i64 column = task % inner;
+  SLICE(slice / parts, r * inner);
 #ifdef WITH_MAX
   const A shift = SHIFT(m[task]);
 #endif
@@ -220,7 +220,7 @@ reduce_columns(INPUT(T, x), MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 r
     A a = IDENTITY;
     const i64 until = k + 256 < end ? k + 256 : end;
     for (; k < until; k++) {
-      const A v = LD_T(p, k * inner);
+      const A v = AT1(k, column);
       const A w = MAP(v);
       a = COMBINE(a, w);
     }

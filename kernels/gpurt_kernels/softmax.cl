@@ -2,7 +2,15 @@
  *
  * T is the element type, A the one computed in. LOG makes it the logarithm. KEEP (T and A are the same) stores the
  * exponentials in y and scales them afterwards; without it they are computed twice, as half would round them.
+ * A prologue (see prologue.h) is computed once, into y, which then is the data.
  */
+/* Where a kernel over columns reads its data. */
+#ifdef PROLOGUE
+#define DATA q
+#else
+#define DATA (p + column)
+#endif
+
 #ifdef GP_CPU_CLASS
 
 /* exp(v - top), or what is left of the logarithm when the sum is known */
@@ -37,15 +45,23 @@ FN A8 exp8(A8 v) {
 
 /* Rows: a task is a row. The tail of a row is padded to eight lanes, as a scalar exp costs as much as eight. */
 KFN(1, 1, 1)
-softmax_rows(INPUT(T, x), TENSOR(T, y), const i64 tasks, const i64 per, const i32 r, const i64 inner) {
-  OPEN_IN(T, x);
+softmax_rows(DATA_PARAM TENSOR(T, y), const i64 tasks, const i64 per, const i32 r, const i64 inner) {
+  OPEN_DATA;
   OPEN(T, y);
   const i64 first = GROUP(0) * per;
   const i64 last = first + per < tasks ? first + per : tasks;
   for (i64 task = first; task < last; task++) {
-    const GLOBAL T *p = x + task * r;
+    SLICE(task, r);
     GLOBAL T *q = y + task * r;
     const i32 whole = r & ~7;
+#ifdef PROLOGUE
+    const GLOBAL T *p = q;
+    for (i32 i = 0; i < whole; i += 8) ST8_T(q, i, ROW8(i));
+    for (i32 i = whole; i < r; i++) {
+      const A v = ROW1(i);
+      ST_T(q, i, v);
+    }
+#endif
     A tail[8] __attribute__((aligned(64)));
     for (i32 k = 0; k < 8; k++) tail[k] = whole + k < r ? LD_T(p, whole + k) : (A)-INFINITY;
     const A8 rest = *(const A8 *)tail;
@@ -95,8 +111,8 @@ softmax_rows(INPUT(T, x), TENSOR(T, y), const i64 tasks, const i64 per, const i3
 
 /* Columns: a task is up to 64 neighbouring columns, eight at a time, so that cache lines are used whole. */
 KFN(1, 1, 1)
-softmax_columns(INPUT(T, x), TENSOR(T, y), const i64 tasks, const i64 per, const i32 r, const i64 inner) {
-  OPEN_IN(T, x);
+softmax_columns(DATA_PARAM TENSOR(T, y), const i64 tasks, const i64 per, const i32 r, const i64 inner) {
+  OPEN_DATA;
   OPEN(T, y);
   const i64 blocks = CEIL_DIV(inner, 64);
   const i64 first = GROUP(0) * per;
@@ -105,17 +121,21 @@ softmax_columns(INPUT(T, x), TENSOR(T, y), const i64 tasks, const i64 per, const
     const i64 at = task / blocks * r * inner;
     i64 column = task % blocks * 64;
     const i64 stop = column + 64 < inner ? column + 64 : inner;
+    SLICE(task / blocks, r * inner);
     for (; column + 8 <= stop; column += 8) {
-      const GLOBAL T *p = x + at + column;
       GLOBAL T *q = y + at + column;
-      A8 top = LD8_T(p, 0);
+#ifdef PROLOGUE
+      for (i32 k = 0; k < r; k++) ST8_T(q, k * inner, AT8(k, column));
+#endif
+      const GLOBAL T *d = DATA;
+      A8 top = LD8_T(d, 0);
       for (i32 k = 1; k < r; k++) {
-        const A8 v = LD8_T(p, k * inner);
+        const A8 v = LD8_T(d, k * inner);
         top = v > top ? v : top;
       }
       A8 sum = 0;
       for (i32 k = 0; k < r; k++) {
-        const A8 v = LD8_T(p, k * inner);
+        const A8 v = LD8_T(d, k * inner);
         const A8 e = exp8(v - top);
 #ifdef KEEP
         ST8_T(q, k * inner, e);
@@ -128,21 +148,27 @@ softmax_columns(INPUT(T, x), TENSOR(T, y), const i64 tasks, const i64 per, const
         const A8 e = *(const GLOBAL T_any8 *)(q + k * inner);
         ST8_T(q, k * inner, e * scale);
 #else
-        const A8 v = LD8_T(p, k * inner);
+        const A8 v = LD8_T(d, k * inner);
         ST8_T(q, k * inner, RESULT8(v));
 #endif
       }
     }
     for (; column < stop; column++) {
-      const GLOBAL T *p = x + at + column;
       GLOBAL T *q = y + at + column;
-      A top = LD_T(p, 0);
-      for (i32 k = 1; k < r; k++) top = fmax(top, LD_T(p, k * inner));
+#ifdef PROLOGUE
+      for (i32 k = 0; k < r; k++) {
+        const A v = AT1(k, column);
+        ST_T(q, k * inner, v);
+      }
+#endif
+      const GLOBAL T *d = DATA;
+      A top = LD_T(d, 0);
+      for (i32 k = 1; k < r; k++) top = fmax(top, LD_T(d, k * inner));
       A sum = 0;
-      for (i32 k = 0; k < r; k++) sum += exp(LD_T(p, k * inner) - top);
+      for (i32 k = 0; k < r; k++) sum += exp(LD_T(d, k * inner) - top);
       const A scale = SCALE(sum);
       for (i32 k = 0; k < r; k++) {
-        const A v = LD_T(p, k * inner);
+        const A v = LD_T(d, k * inner);
         ST_T(q, k * inner, RESULT(v));
       }
     }
@@ -161,13 +187,20 @@ softmax_columns(INPUT(T, x), TENSOR(T, y), const i64 tasks, const i64 per, const
 
 /* Rows, by a group each. */
 KFN(BLOCK, 1, 1)
-softmax_rows(INPUT(T, x), TENSOR(T, y), const i32 r, const i64 inner) {
+softmax_rows(DATA_PARAM TENSOR(T, y), const i32 r, const i64 inner) {
   SHARED A tile[BLOCK];
-  OPEN_IN(T, x);
+  OPEN_DATA;
   OPEN(T, y);
-  const GLOBAL T *p = x + (i64)GROUP(0) * r;
+  SLICE((i64)GROUP(0), r);
   GLOBAL T *q = y + (i64)GROUP(0) * r;
   const i32 item = ITEM(0);
+#ifdef PROLOGUE
+  const GLOBAL T *p = q; /* an item reads what it has written itself */
+  for (i32 i = item; i < r; i += BLOCK) {
+    const A v = ROW1(i);
+    ST_T(q, i, v);
+  }
+#endif
   A top = -INFINITY;
   for (i32 i = item; i < r; i += BLOCK) top = fmax(top, LD_T(p, i));
   tile[item] = top;
@@ -195,21 +228,28 @@ softmax_rows(INPUT(T, x), TENSOR(T, y), const i32 r, const i64 inner) {
 
 /* One item for each column, or for each row that is too short for a group. */
 KFN(BLOCK, 1, 1)
-softmax_columns(INPUT(T, x), TENSOR(T, y), const i64 tasks, const i32 r, const i64 inner) {
-  OPEN_IN(T, x);
+softmax_columns(DATA_PARAM TENSOR(T, y), const i64 tasks, const i32 r, const i64 inner) {
+  OPEN_DATA;
   OPEN(T, y);
   const i64 task = INDEX(0);
   if (task >= tasks) return;
-  const i64 at = task / inner * r * inner + task % inner;
-  const GLOBAL T *p = x + at;
-  GLOBAL T *q = y + at;
-  A top = LD_T(p, 0);
-  for (i32 k = 1; k < r; k++) top = fmax(top, LD_T(p, k * inner));
+  const i64 slice = task / inner, column = task % inner;
+  SLICE(slice, r * inner);
+  GLOBAL T *q = y + slice * r * inner + column;
+#ifdef PROLOGUE
+  for (i32 k = 0; k < r; k++) {
+    const A v = AT1(k, column);
+    ST_T(q, k * inner, v);
+  }
+#endif
+  const GLOBAL T *d = DATA;
+  A top = LD_T(d, 0);
+  for (i32 k = 1; k < r; k++) top = fmax(top, LD_T(d, k * inner));
   A sum = 0;
-  for (i32 k = 0; k < r; k++) sum += exp(LD_T(p, k * inner) - top);
+  for (i32 k = 0; k < r; k++) sum += exp(LD_T(d, k * inner) - top);
   const A scale = SCALE(sum);
   for (i32 k = 0; k < r; k++) {
-    const A v = LD_T(p, k * inner);
+    const A v = LD_T(d, k * inner);
     ST_T(q, k * inner, RESULT(v));
   }
 }

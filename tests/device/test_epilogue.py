@@ -4,44 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
+from sessions import GREEDY, f, kernels, model, n
 
 import gpurt
-
-GREEDY = gpurt.SessionOptions(partitioning="greedy")  # so that no rate of this machine decides
-
-n = helper.make_node
-RNG = np.random.default_rng(5)
-
-
-def f(*shape):
-    return RNG.standard_normal(shape).astype(np.float32)
-
-
-def model(nodes, inputs, constants, outputs=("y",)):
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [
-            helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
-            for k, v in inputs.items()
-        ],
-        [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs],
-        [numpy_helper.from_array(a, k) for k, a in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-
-
-def kernels(provider, proto, inputs):
-    """Names of the kernels that ran, after comparing with NumPy's results."""
-    options = {"kernel_class": provider.info.kernel_class}
-    session = gpurt.InferenceSession(proto, GREEDY, providers=[("opencl", options), "cpu"])
-    want = gpurt.InferenceSession(proto, providers=["cpu"]).run(None, inputs)
-    for got, expected in zip(session.run(None, inputs), want, strict=True):
-        np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5 * np.abs(expected).max())
-    (plan,) = session._runner.plans()
-    return [k for step in plan._draft.steps if hasattr(step, "plan") for k in step.plan.kernels]
-
 
 CASES = {
     "bias, residual and Relu": (

@@ -10,8 +10,10 @@ import numpy as np
 import gpurt_kernels
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
+from gpurt.device.ops.elementwise import step_for
 from gpurt.device.ops.lanes import F32, F64, Args, accumulator, collapse, flat_group, group_size, lanes, share
 from gpurt.device.ops.reduce import KINDS, Reduction, lp_norm, reduce
+from gpurt.device.prologue import FED, Prologue, fed
 from gpurt.device.scalars import i32, i64
 from gpurt.device.table import FLOATS, op
 from gpurt.graph.view import NodeView
@@ -39,6 +41,8 @@ def normalize_rows(
     mean: Ref | None = None,
     deviation: Ref | None = None,
     rms: bool = False,
+    prologue: Prologue | None = None,
+    total: Ref | None = None,
 ) -> None:
     """Emit the normalisation of rows of r elements; y may be the memory of x.
 
@@ -55,13 +59,20 @@ def normalize_rows(
         mean: where to store the rows' means.
         deviation: where to store the inverse deviations.
         rms: normalise by the root of the mean square, around no mean.
+        prologue: what computes x, if it can do so where x is read.
+        total: where to store what the prologue has computed, as x; by default y keeps it meanwhile.
     """
     if r >= 2**31:
         raise Refused(f"{c.node.op}: a row of {r} elements is too long")
     acc = _widest(x, scale, y)
+    if acc != accumulator(x.dtype) or (total is None and x.dtype != y.dtype):
+        prologue = None
     types = {"T": x.dtype, "U": y.dtype, "A": acc}
-    args: Args = [x]
+    head, args = fed(x, r, 1, prologue)
     defines: dict[str, int | float | str] = {} if channels else {"ELEMENT": ""}
+    if total is not None and prologue is not None and prologue.used:
+        args.append(total)
+        defines["PROLOGUE_OUT"] = ""
     if rms:
         defines["RMS"] = ""
     for name, ref in (("SCALE", scale), ("BIAS", bias)):
@@ -77,7 +88,7 @@ def normalize_rows(
             types["M"] = ref.dtype
     groups, in_row, spatial = channels or (1, 1, max(r, 1))
     geometry = [i32(r), i32(groups), i32(in_row), i32(spatial), np.float32(epsilon)]
-    body = gpurt_kernels.text("norm.cl")
+    body = head + gpurt_kernels.text("norm.cl")
     if c.cpu_class:
         items, per = share(rows, 2 * r)
         args += [i64(rows), per, *geometry]
@@ -120,6 +131,8 @@ def _layer(
     mean: int | None = None,
     deviation: int | None = None,
     rms: bool,
+    prologue: Prologue | None = None,
+    total: Ref | None = None,
 ) -> None:
     # scale and bias are positions of inputs, mean and deviation of outputs
     y = c.output()
@@ -135,7 +148,9 @@ def _layer(
     if len(modes) > 1 or None in modes:
         # Scales that broadcast over rows are rare: normalise, then multiply and add like anybody else.
         plain = c.temp(y.dtype, x.shape)
-        normalize_rows(c, x, plain, rows, r, epsilon, rms=rms, mean=center, deviation=inverse)
+        normalize_rows(
+            c, x, plain, rows, r, epsilon, rms=rms, mean=center, deviation=inverse, prologue=prologue, total=total
+        )
         if shift is None:
             c.emit("Mul", [plain, factor], out=y)
         else:
@@ -144,7 +159,8 @@ def _layer(
         return
     channels = (1, 1, max(r, 1)) if modes == {"one"} else None
     normalize_rows(
-        c, x, y, rows, r, epsilon, scale=factor, bias=shift, channels=channels, mean=center, deviation=inverse, rms=rms
+        c, x, y, rows, r, epsilon, scale=factor, bias=shift, channels=channels, mean=center, deviation=inverse, rms=rms,
+        prologue=prologue, total=total,
     )  # fmt: skip
 
 
@@ -153,21 +169,24 @@ def layer_normalization(c: Lowering) -> None:
     """Over all axes from `axis` on; statistics in float or double, whatever stash_type says."""
     _layer(
         c, c.input(0), c.node.attr("epsilon", 1e-5), c.node.attr("axis", -1), scale=1, bias=2, mean=1, deviation=2,
-        rms=False,
+        rms=False, prologue=c.prologue,
     )  # fmt: skip
 
 
 @op("RMSNormalization", types=FLOATS)
 def rms_normalization(c: Lowering) -> None:
     """Division by the root of the mean square; data and scale may differ in type."""
-    _layer(c, c.input(0), c.node.attr("epsilon", 1e-5), c.node.attr("axis", -1), scale=1, rms=True)
+    _layer(c, c.input(0), c.node.attr("epsilon", 1e-5), c.node.attr("axis", -1), scale=1, rms=True, prologue=c.prologue)
 
 
 @op("SimplifiedLayerNormalization", types=FLOATS)
 @op("SimplifiedLayerNormalization", types=FLOATS, domain="com.microsoft")
 def simplified_layer_normalization(c: Lowering) -> None:
     """ONNX Runtime's name for RMSNormalization; it can give the inverse deviation."""
-    _layer(c, c.input(0), c.node.attr("epsilon", 1e-5), c.node.attr("axis", -1), scale=1, deviation=1, rms=True)
+    _layer(
+        c, c.input(0), c.node.attr("epsilon", 1e-5), c.node.attr("axis", -1), scale=1, deviation=1, rms=True,
+        prologue=c.prologue,
+    )  # fmt: skip
 
 
 @op("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", types=FLOATS, domain="com.microsoft")
@@ -185,26 +204,17 @@ def skip_layer_normalization(c: Lowering) -> None:
     if skip.size % max(r, 1):
         raise Refused(f"{c.node.op}: skip {shapes.text(skip.shape)} is shorter than a row")
     total = c.output(3) if c.wants(3) else c.temp(x.dtype, x.shape)
-    args: Args = [x, skip]
-    defines: dict[str, int | float | str] = {"SKIP": "", "BLOCK": 1}
-    types = {"T": x.dtype, "A": accumulator(x.dtype)}
+    step = step_for(NodeView("Add", (), ()), [x, skip], total.spec)
     if c.has(bias):
-        args.append(c.input(bias))
-        defines["BIAS"] = ""
-    body = gpurt_kernels.text("channels.cl")
-    if c.cpu_class:
-        grid, per = share(x.size // max(r, 1), r)
-        body = lanes(types["A"], types) + body
-    else:
-        defines["BLOCK"] = block = flat_group(c)
-        grid, per = -(-x.size // block), i64(1)
-    args += [total, i64(x.size), per, i64(r), i64(max(skip.size, 1))]
-    c.launch(body, "add_skip", args, [grid], [int(defines["BLOCK"])], types=types, defines=defines)
+        step = step_for(NodeView("Add", (), ()), [step, c.input(bias)], total.spec)
+    prologue, start = Prologue(c, step, total), len(c.emitted.launches)
     # ONNX Runtime's default for this operator differs from LayerNormalization's.
     epsilon = c.node.attr("epsilon", 1e-12)
     _layer(
-        c, total, epsilon, -1, scale=2, bias=beta, mean=None if rms else 1, deviation=2, rms=rms
+        c, total, epsilon, -1, scale=2, bias=beta, mean=None if rms else 1, deviation=2, rms=rms, prologue=prologue,
+        total=total if c.wants(3) else None,
     )  # fmt: skip
+    prologue.settle(c, start)
 
 
 @op("InstanceNormalization", types=FLOATS)
@@ -215,7 +225,7 @@ def instance_normalization(c: Lowering) -> None:
     epsilon = c.node.attr("epsilon", 1e-5)
     normalize_rows(
         c, x, c.output(), n * channels, spatial, epsilon, scale=c.input(1), bias=c.input(2),
-        channels=(max(channels, 1), 1, max(spatial, 1)),
+        channels=(max(channels, 1), 1, max(spatial, 1)), prologue=c.prologue,
     )  # fmt: skip
 
 
@@ -229,8 +239,14 @@ def group_normalization(c: Lowering) -> None:
     each = channels // groups
     normalize_rows(
         c, x, c.output(), n * groups, each * spatial, c.node.attr("epsilon", 1e-5), scale=c.input(1), bias=c.input(2),
-        channels=(groups, each, max(spatial, 1)),
+        channels=(groups, each, max(spatial, 1)), prologue=c.prologue,
     )  # fmt: skip
+
+
+FED.update(
+    (layer_normalization, rms_normalization, simplified_layer_normalization, instance_normalization,
+     group_normalization)
+)  # fmt: skip
 
 
 def _no_training(node: NodeView, info: DeviceInfo) -> str | None:  # noqa: ARG001

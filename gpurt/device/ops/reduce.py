@@ -13,6 +13,7 @@ import gpurt_kernels
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.lanes import F64, I64, Args, accumulator, around, collapse, flat_group, group_size, lanes, share
+from gpurt.device.prologue import FED, Prologue, fed
 from gpurt.device.scalars import i64
 from gpurt.device.table import FLOATS, NUMERIC, op
 from gpurt.dtypes import kernel_name
@@ -71,8 +72,18 @@ def _limits(dtype: np.dtype) -> dict[str, str]:
     return {"LOWEST": lowest, "HIGHEST": highest}
 
 
-def reduce(c: Lowering, x: Ref, y: Ref, axes: Sequence[int], kind: Reduction, acc: np.dtype) -> None:
+def reduce(
+    c: Lowering,
+    x: Ref,
+    y: Ref,
+    axes: Sequence[int],
+    kind: Reduction,
+    acc: np.dtype,
+    prologue: Prologue | None = None,
+) -> None:
     """Emit the reduction of x over axes counted from the front into y, which has the kept elements in their order.
+
+    Where there is a prologue, it computes x, if it can do so where x is read.
 
     Runs of axes are reduced one after the other, the innermost first, through workspaces of type acc; sums of sums and
     log-sum-exp of log-sum-exps are exact in that.
@@ -96,8 +107,8 @@ def reduce(c: Lowering, x: Ref, y: Ref, axes: Sequence[int], kind: Reduction, ac
         last = i + 1 == len(steps)
         out = y if last else c.temp(acc, (outer * parts * inner,))
         now = kind if kind is LOG_SUM_EXP else kind.inner_step(first=i == 0, last=last)
-        _step(c, x, out, (outer, r, inner), parts, now, acc, total, limits)
-        x = out
+        _step(c, x, out, (outer, r, inner), parts, now, acc, total, limits, prologue)
+        x, prologue = out, None
 
 
 def _parts(c: Lowering, outer: int, r: int, inner: int) -> int:
@@ -127,15 +138,17 @@ def _step(
     acc: np.dtype,
     total: int,
     limits: dict[str, str],
+    prologue: Prologue | None = None,
 ) -> None:
     outer, r, inner = sizes
-    args: Args = [x, y]
+    head, args = fed(x, r, inner, prologue)
     defines = dict(limits)
     if kind is LOG_SUM_EXP:
         top = c.temp(acc, (outer * parts * inner,))
         _step(c, x, top, sizes, parts, KINDS["ReduceMax"], acc, total, limits)
-        args.insert(1, top)
+        args.append(top)
         defines["WITH_MAX"] = ""
+    args.append(y)
     defines |= {
         "IDENTITY": kind.identity,
         "COMBINE(a, b)": kind.combine,
@@ -147,7 +160,7 @@ def _step(
     if length >= 2**31:
         raise Refused(f"{c.node.op}: a reduction over {r} elements is too long")
     geometry = [i64(r), i64(parts), i64(length), i64(total)]
-    body = gpurt_kernels.text("reduce.cl")
+    body = head + gpurt_kernels.text("reduce.cl")
     slices = outer * parts
     if c.cpu_class:
         body = lanes(acc, types) + body
@@ -210,7 +223,8 @@ def reduction(c: Lowering) -> None:
         kind = replace(kind, post="((n) ? (s) / (A)(n ? n : 1) : (s))")  # the mean of no integers is 0, not a trap
     if name == "ReduceL1" and x.dtype.kind == "u":
         kind = SUM
-    reduce(c, x, c.output(), _axes(c), kind, reduce_accumulator(name, x.dtype))
+    prologue = None if kind is LOG_SUM_EXP else c.prologue  # the maxima are an extra pass over the data
+    reduce(c, x, c.output(), _axes(c), kind, reduce_accumulator(name, x.dtype), prologue)
 
 
 def arg_extreme(c: Lowering, x: Ref, y: Ref, axis: int, *, largest: bool = True, last: bool = False) -> None:
@@ -262,7 +276,10 @@ def global_pool(c: Lowering) -> None:
     kind = {"GlobalAveragePool": KINDS["ReduceMean"], "GlobalMaxPool": KINDS["ReduceMax"]}.get(c.node.op_type)
     if kind is None:
         kind = lp_norm(int(c.node.attr("p", 2)), acc)
-    reduce(c, x, c.output(), range(2, len(x.shape)), kind, acc)
+    reduce(c, x, c.output(), range(2, len(x.shape)), kind, acc, c.prologue)
+
+
+FED.update((reduction, global_pool))
 
 
 def lp_norm(p: int, acc: np.dtype) -> Reduction:

@@ -9,6 +9,7 @@ from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.expressions import BF16, F16
 from gpurt.device.ops.lanes import F32, I64, Args, accumulator, around, flat_group, group_size, lanes, share
 from gpurt.device.ops.reduce import arg_extreme
+from gpurt.device.prologue import FED, Prologue, fed
 from gpurt.device.scalars import i32, i64
 from gpurt.device.table import FLOATS, op
 from gpurt.dtypes import to_onnx
@@ -19,8 +20,13 @@ _STEPWISE: Final = 64
 """Elements of a row up to which narrow floats are rounded after each step."""
 
 
-def softmax_along(c: Lowering, x: Ref, y: Ref, axis: int, *, log: bool = False) -> None:
-    """Emit Softmax or LogSoftmax along an axis counted from the front; y may be the memory of x."""
+def softmax_along(
+    c: Lowering, x: Ref, y: Ref, axis: int, *, log: bool = False, prologue: Prologue | None = None
+) -> None:
+    """Emit Softmax or LogSoftmax along an axis counted from the front; y may be the memory of x.
+
+    Where there is a prologue, it computes x, if it can do so where x is read.
+    """
     outer, r, inner = around(x.shape, axis)
     if r >= 2**31:
         raise Refused(f"{c.node.op}: an axis of {r} elements is too long")
@@ -31,9 +37,10 @@ def softmax_along(c: Lowering, x: Ref, y: Ref, axis: int, *, log: bool = False) 
     defines: dict[str, int | float | str] = {"LOG": ""} if log else {}
     if not log and acc == x.dtype:
         defines["KEEP"] = ""
-    body = gpurt_kernels.text("softmax.cl")
+    head, args = fed(x, r, inner, prologue)
+    body = head + gpurt_kernels.text("softmax.cl")
+    args.append(y)
     size, step = i32(r), i64(inner)
-    args: Args
     if c.cpu_class:
         if acc == F32:
             defines["FLOAT_LANES"] = ""
@@ -41,24 +48,24 @@ def softmax_along(c: Lowering, x: Ref, y: Ref, axis: int, *, log: bool = False) 
         # An exponential costs several times as much as moving an element.
         groups, per = share(tasks, 4 * r * min(inner, 64))
         entry = "softmax_rows" if inner == 1 else "softmax_columns"
-        args = [x, y, i64(tasks), per, size, step]
+        args += [i64(tasks), per, size, step]
         c.launch(lanes(acc, types) + body, entry, args, [groups], types=types, defines=defines)
     elif inner == 1 and r >= 32:
         block = group_size(c, r)
         defines["BLOCK"] = block
-        c.launch(body, "softmax_rows", [x, y, size, step], [outer], [block], types=types, defines=defines)
+        c.launch(body, "softmax_rows", [*args, size, step], [outer], [block], types=types, defines=defines)
     else:
         block, tasks = flat_group(c), outer * inner
         defines["BLOCK"] = block
         grid = [-(-tasks // block)]
-        args = [x, y, i64(tasks), size, step]
+        args += [i64(tasks), size, step]
         c.launch(body, "softmax_columns", args, grid, [block], types=types, defines=defines)
 
 
 @op("LogSoftmax", types=FLOATS)
 def log_softmax(c: Lowering) -> None:
     """Logarithm of exp(x) / sum(exp(x)) along an axis."""
-    softmax_along(c, c.input(0), c.output(), _axis(c), log=True)
+    softmax_along(c, c.input(0), c.output(), _axis(c), log=True, prologue=c.prologue)
 
 
 @op("Softmax", types=f"{FLOATS} bfloat16")
@@ -77,7 +84,10 @@ def softmax(c: Lowering) -> None:
         softmax_along(c, wide, wide, axis)
         c.emit("Cast", [wide], {"to": to_onnx(BF16)}, out=y)
     else:
-        softmax_along(c, x, y, axis)
+        softmax_along(c, x, y, axis, prologue=c.prologue)
+
+
+FED.update((softmax, log_softmax))
 
 
 def _axis(c: Lowering) -> int:
