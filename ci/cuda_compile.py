@@ -144,11 +144,20 @@ def models() -> Iterator[tuple[str, onnx.ModelProto, dict[str, Any]]]:
 
 
 def variants(name: str, model: onnx.ModelProto, feeds: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """The same node with all inputs but the first as weights, in float16 and double, and with a SiLU behind it."""
+    """The same node with all inputs but the first as weights, in float16 and double, with SiLU behind or before it."""
     import numpy as np
     import onnx
 
-    if model.graph.node[0].op_type in ("Conv", "Gemm", "MatMul"):
+    op_type = model.graph.node[0].op_type
+    reduces = "Softmax" in op_type or op_type.startswith(("Reduce", "Global")) or op_type.endswith("Normalization")
+    if reduces:
+        fed = onnx.ModelProto.FromString(model.SerializeToString())
+        data = fed.graph.node[0].input[0]
+        fed.graph.node[0].input[0] = "data"
+        fed.graph.node.insert(0, onnx.helper.make_node("Mul", [data, "gate_of_data"], ["data"]))
+        fed.graph.node.insert(0, onnx.helper.make_node("Sigmoid", [data], ["gate_of_data"]))
+        yield f"{name}/fed", fed, feeds
+    if reduces or op_type in ("Conv", "Gemm", "MatMul"):
         followed = onnx.ModelProto.FromString(model.SerializeToString())
         product = followed.graph.node[0].output[0]
         followed.graph.node[0].output[0] = "product"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 
@@ -107,6 +107,8 @@ class Params:
 class Kernel:
     """One kernel while it is written."""
 
+    _mark: ClassVar[str] = "x"  # begins the names of what is read
+
     def __init__(self, c: Lowering, root: Step | Ref, out: Ref) -> None:
         assert isinstance(root, Step)
         self._c = c
@@ -149,7 +151,7 @@ class Kernel:
                     # The same tensor may come as several Ref objects.
                     x = seen.setdefault((id(x.operand), key(x.offset), x.dtype, tuple(map(key, x.shape))), x)
                 refs.append(x if isinstance(x, Ref) else None)
-                args.append(None if x is None else names.get(id(x)) or f"x{len(names)}")
+                args.append(None if x is None else names.get(id(x)) or f"{self._mark}{len(names)}")
                 if isinstance(x, Ref):
                     names.setdefault(id(x), args[-1] or "")
             row = EXPRESSIONS[step.node.domain, step.node.op_type]
@@ -170,7 +172,7 @@ class Kernel:
         names = {}
         for name, default in row.params:
             wide = step.dtypes[0] == F64 or (step.dtypes[0] is not None and step.dtypes[0].kind != "f")
-            names[name] = f"{name}_{k}"
+            names[name] = f"{name}_{self._mark}{k}"
             self._attrs[names[name]] = (np.float64 if wide else np.float32)(step.node.attr(name, default))
         return names
 

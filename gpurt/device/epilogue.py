@@ -1,8 +1,8 @@
-"""Elementwise nodes behind a product, computed on its results while they are in registers.
+"""Elementwise nodes behind a product, reduction or normalisation, computed on results while they are in registers.
 
-The text is two functions, for one element and for eight, which the kernels of gemm() call before they store; macros
-carry their parameters through the kernel. What they read beside the product's element is addressed by the position of
-the result: the same element of a dense tensor, or one for each channel or column.
+The text is two functions, for one element and for eight, which kernels call before they store; macros carry their
+parameters through the kernel. What they read beside the element itself is addressed by the position of the result: the
+same element of a dense tensor, or one for each channel or column.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from gpurt.dtypes import kernel_name
 FLOAT32: Final = np.dtype(np.float32)
 
 HEADS: Final[set[Lower]] = set()
-"""The lowerings that take an epilogue: they give Lowering.epilogue to gemm()."""
+"""The lowerings that take Lowering.epilogue: they give it to gemm() or chains()."""
 
 
 class Epilogue(Kernel):
-    """What follows a product, as text for its kernel.
+    """What follows a product or reduction, as text for its kernel.
 
     Args:
         c: the unit's context.
         root: the last step; its shape and dtype are the result's.
         out: where the result goes.
-        head: stands for the product among the operands of the steps.
+        head: stands for what it follows among the operands of the steps.
     """
 
     def __init__(self, c: Lowering, root: Step, out: Ref, head: Ref) -> None:
-        self._c, self._out, self._head, self._root = c, out, head, root
+        self._c, self._out, self.head, self._root = c, out, head, root
         self._steps, self._leaves, self._attrs = [], {}, {}
         self._collect(root)
         for step in self._steps:  # one program, whichever side of a sum the product is on
@@ -53,7 +53,7 @@ class Epilogue(Kernel):
 
     def fits(self, columns: int) -> bool:
         """Whether vectors of a row with so many columns can be finished: nothing else changes within one."""
-        if self._head.dtype != FLOAT32 or self._out.dtype != FLOAT32 or self._head.shape != self._out.shape:
+        if self.head.dtype != FLOAT32 or self._out.dtype != FLOAT32 or self.head.shape != self._out.shape:
             return False
         if self._c.cpu_class and not self._wide:
             return False
@@ -69,6 +69,11 @@ class Epilogue(Kernel):
 
     def text(self) -> tuple[str, list[Ref | np.generic]]:
         """Functions and macros, and the arguments for EPILOGUE_PARAMS but its first, the position of the result."""
+        text, args = self.functions()
+        return helper_text(text) + text, args
+
+    def functions(self) -> tuple[str, list[Ref | np.generic]]:
+        """As text(), without the helper functions that are called."""
         self.used = True
         params, opens, loads = Params(), [], {}
         for leaf in self._others():
@@ -94,10 +99,10 @@ class Epilogue(Kernel):
             f"#define EPILOGUE_FORMALS {''.join(f', {f}' for f in formals)}",
         ]
         text = "\n".join([*macros, *functions, ""])
-        return helper_text(text) + text, params.args
+        return text, params.args
 
     def _others(self) -> list[Leaf]:
-        return [leaf for leaf in self._leaves.values() if leaf.ref is not self._head]
+        return [leaf for leaf in self._leaves.values() if leaf.ref is not self.head]
 
     def _walk(self, leaf: Leaf) -> list[tuple[int, int, int]]:
         """Terms (step, count, stride): element e of the result sees the one at the sum of e / step % count * stride."""
@@ -123,7 +128,7 @@ class Epilogue(Kernel):
     def _function(self, vector: bool, formals: Sequence[str], loads: dict[str, tuple[str, str]]) -> str:
         self._vector = vector
         self._body = self._write()
-        head = next((leaf.name for leaf in self._leaves.values() if leaf.ref is self._head), "unused")
+        head = next((leaf.name for leaf in self._leaves.values() if leaf.ref is self.head), "unused")
         kind = register(FLOAT32, vector)
         lines = []
         for leaf in self._others():

@@ -7,7 +7,7 @@ from typing import Final
 
 from gpurt.device.attended import AttendedUnit, attended
 from gpurt.device.epilogue import FLOAT32, HEADS
-from gpurt.device.fused import FedUnit, FusedUnit, HeadedUnit
+from gpurt.device.fused import ChainedUnit, FusedUnit
 from gpurt.device.ops.elementwise import FUSIBLE
 from gpurt.device.prologue import FED
 from gpurt.device.steps import eight_wide
@@ -53,13 +53,16 @@ def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[Node
     for number, node in enumerate(partition.nodes):
         if number in attentions:
             units.append(_attended(host, [partition.nodes[i] for i in attentions[number]]))
-        elif number in fed:
-            units.append(FedUnit(host, [partition.nodes[i] for i in fed[number]], node))
-        elif number in by_last and number not in inner:
-            nodes = [partition.nodes[i] for i in by_last[number]]
-            head = heads.get(number)
-            units.append(FusedUnit(host, nodes) if head is None else HeadedUnit(host, partition.nodes[head], nodes))
-        elif number not in inner:
+        elif number in inner:
+            continue
+        elif number in fed or number in heads:
+            core = heads.get(number, number)
+            before = [partition.nodes[i] for i in fed.get(core, ())]
+            after = [partition.nodes[i] for i in by_last.get(number, ())]
+            units.append(ChainedUnit(host, before, partition.nodes[core], after))
+        elif number in by_last:
+            units.append(FusedUnit(host, [partition.nodes[i] for i in by_last[number]]))
+        else:
             units.append((node,))
     return units
 
@@ -72,7 +75,7 @@ def _attended(host: Host, nodes: Sequence[NodeView]) -> AttendedUnit:
 def _heads(
     host: Host, partition: GraphView, groups: Sequence[Sequence[int]], readers: dict[str, set[int]], kept: set[str]
 ) -> dict[int, int]:
-    """Last node of a group -> the product whose epilogue it is; where two come into question, the later one."""
+    """Last node of a group -> the node whose epilogue it is; where two come into question, the later one."""
     makers = {v.name: number for number, node in enumerate(partition.nodes) for v in node.outputs if v is not None}
     found: dict[int, int] = {}
     for members in groups:
@@ -86,18 +89,31 @@ def _heads(
             if name in makers
             and name not in kept
             and readers[name] <= set(members)
-            and _heading(host, partition, makers[name])
+            and _heading(host, partition, makers[name], nodes)
         ]
         if possible:
             found[members[-1]] = max(possible)
     return found
 
 
-def _heading(host: Host, partition: GraphView, number: int) -> bool:
+def _heading(host: Host, partition: GraphView, number: int, nodes: Sequence[NodeView]) -> bool:
     node = partition.nodes[number]
     row = host.table.rows.get((node.domain, node.op_type))
-    out = node.outputs[0]
-    return row is not None and row.lower in HEADS and out is not None and out.dtype == FLOAT32
+    out, result = node.outputs[0], nodes[-1].outputs[0]
+    if row is None or row.lower not in HEADS or out is None or out.dtype != FLOAT32:
+        return False
+    if any(v is not None for v in node.outputs[1:]) or not _hostless(node, row.host, nodes):
+        return False
+    if row.lower not in FED:
+        return True
+    # What a reduction leaves is mostly broadcast to the data again, and what does that is no epilogue.
+    return result is not None and out.shape is not None and out.shape == result.shape
+
+
+def _hostless(node: NodeView, positions: Sequence[int], nodes: Sequence[NodeView]) -> bool:
+    """Whether nodes read nothing of what must be known on the host for another: of that kernels get no tensors."""
+    numbers = {v.name for i, v in enumerate(node.inputs) if v is not None and i in positions}
+    return numbers.isdisjoint(v.name for n in nodes for v in n.inputs if v is not None)
 
 
 def _fed(

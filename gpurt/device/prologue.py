@@ -1,7 +1,7 @@
 """Elementwise nodes before a reduction or normalisation, computed where its kernel reads their result.
 
 The text is two functions, for one element and for eight, that stand for loads of the data; macros carry their
-parameters through the kernel, see prologue.h. The data are walked as [outer, r, inner], so what the steps read begins
+parameters through the kernel, see chains.h. The data are walked as [outer, r, inner], so what the steps read begins
 at a place that a slice fixes, and from there goes on with the row, with the column, with both or with neither.
 """
 
@@ -14,9 +14,7 @@ from typing import Final
 
 import numpy as np
 
-import gpurt_kernels
 from gpurt.device.codegen import Kernel, Leaf, Params, emit, scalar_load
-from gpurt.device.helpers import helper_text
 from gpurt.device.lowering import Emitted, Lowering, Ref
 from gpurt.device.ops.expressions import EXPRESSIONS, register
 from gpurt.device.scalars import i64
@@ -48,6 +46,8 @@ class Prologue(Kernel):
         data: stands for its result.
     """
 
+    _mark = "w"  # an epilogue's names are in the same kernel
+
     def __init__(self, c: Lowering, root: Step, data: Ref) -> None:
         self._c, self._out, self._root = c, data, root
         self._steps, self._leaves, self._attrs = [], {}, {}
@@ -66,7 +66,7 @@ class Prologue(Kernel):
             c.emitted.launches[start:start] = before.launches
 
     def over(self, r: int, inner: int) -> tuple[str, list[Ref | np.generic]] | None:
-        """Text and arguments, in place of those of the tensor x, for a kernel that walks the data as [outer, r, inner].
+        """Text without helpers, and arguments in place of the tensor x, for data that are walked as [outer, r, inner].
 
         None where loads cannot stand for themselves: the result is no real number, a tensor is broadcast within a row,
         or a costly part would be computed many times.
@@ -144,7 +144,7 @@ class Prologue(Kernel):
             f"#define PROLOGUE_PASS {''.join(f', {p}' for p in passed)}",
         ]
         text = "\n".join([*macros, *functions, ""])
-        return helper_text(text) + text, params.args
+        return text, params.args
 
     @staticmethod
     def _begin(name: str, walk: _Walk, params: Params) -> str:
@@ -186,17 +186,3 @@ class Prologue(Kernel):
                 "}",
             ]
         )
-
-
-def fed(x: Ref, r: int, inner: int, prologue: Prologue | None) -> tuple[str, list[Ref | np.generic]]:
-    """The head of a kernel's text and the first of its arguments, for data seen as [outer, r, inner].
-
-    Args:
-        x: the data.
-        r: elements of a row, or of a column.
-        inner: columns side by side.
-        prologue: what computes the data, where they may be computed; x is read where they cannot be.
-    """
-    made = None if prologue is None else prologue.over(r, inner)
-    text, args = made or ("", [x])
-    return text + gpurt_kernels.text("prologue.h"), args

@@ -5,7 +5,7 @@
  * for each channel, where a row is `channels` channels of `spatial` elements and `groups` rows make up an image (group and
  * instance normalisation). MEAN and DEVIATION say which statistics are stored.
  *
- * A prologue (see prologue.h) is computed once, into y or with PROLOGUE_OUT into a tensor that is wanted besides, which
+ * A prologue (see chains.h) is computed once, into y or with PROLOGUE_OUT into a tensor that is wanted besides, which
  * then holds the data.
  *
  * The variance is taken around the mean in a second pass over the row, which then lies in the cache.
@@ -47,7 +47,7 @@
 #define DEVIATION_PARAM
 #define OPEN_DEVIATION
 #endif
-#define PARAMS DATA_PARAM STORED_PARAM SCALE_PARAM BIAS_PARAM TENSOR(U, y), MEAN_PARAM DEVIATION_PARAM const i64 rows, const i64 per
+#define PARAMS DATA_PARAM STORED_PARAM SCALE_PARAM BIAS_PARAM TENSOR(U, y), EPILOGUE_PARAMS MEAN_PARAM DEVIATION_PARAM const i64 rows, const i64 per
 #define GEOMETRY const i32 r, const i32 groups, const i32 channels, const i32 spatial, const float epsilon
 #define OPEN_ALL \
   OPEN_DATA; \
@@ -55,6 +55,7 @@
   OPEN_SCALE; \
   OPEN_BIAS; \
   OPEN(U, y); \
+  EPILOGUE_OPEN; \
   OPEN_MEAN; \
   OPEN_DEVIATION
 
@@ -138,7 +139,7 @@ KFN(1, 1, 1) normalize_rows(PARAMS, GEOMETRY) {
 #ifdef BIAS
       v += LD8_S(bias, i);
 #endif
-      ST8_U(q, i, v);
+      ST8_U(q, i, DONE8(v, row * r + i));
     }
     for (; i < r; i++) {
       A v = (LD_T(p, i) - mean) * inverse;
@@ -148,7 +149,7 @@ KFN(1, 1, 1) normalize_rows(PARAMS, GEOMETRY) {
 #ifdef BIAS
       v += LD_S(bias, i);
 #endif
-      ST_U(q, i, v);
+      ST_U(q, i, DONE1(v, row * r + i));
     }
 #else
     for (i32 channel = 0; channel < channels; channel++) {
@@ -162,10 +163,10 @@ KFN(1, 1, 1) normalize_rows(PARAMS, GEOMETRY) {
 #endif
       i32 i = channel * spatial;
       const i32 stop = i + spatial;
-      for (; i + 8 <= stop; i += 8) ST8_U(q, i, (LD8_T(p, i) - mean) * factor + shift);
+      for (; i + 8 <= stop; i += 8) ST8_U(q, i, DONE8((LD8_T(p, i) - mean) * factor + shift, row * r + i));
       for (; i < stop; i++) {
         const A v = (LD_T(p, i) - mean) * factor + shift;
-        ST_U(q, i, v);
+        ST_U(q, i, DONE1(v, row * r + i));
       }
     }
 #endif
@@ -246,7 +247,7 @@ KFN(BLOCK, 1, 1) normalize_rows(PARAMS, GEOMETRY) {
 #ifdef BIAS
     v += LD_S(bias, at);
 #endif
-    ST_U(q, i, v);
+    ST_U(q, i, DONE1(v, row * r + i));
   }
 }
 #endif

@@ -3,7 +3,7 @@
  * T is the type of x, A the one accumulated in, U the type of y. The operator is spelt by four macros:
  * IDENTITY; PRE(v) on each element; COMBINE(a, b); POST(s) on the result, with n the number of elements of the whole
  * reduction. WITH_MAX makes it a sum of exp(x - m), where m has the shape of y and holds the maxima (log-sum-exp).
- * The data come by prologue.h. A long reduction is cut into parts of `length` elements that a second launch combines.
+ * The data come by chains.h. A long reduction is cut into parts of `length` elements that a second launch combines.
  *
  * Sums run in blocks that are added up afterwards, so the error grows with the block and not with the row.
  */
@@ -31,11 +31,12 @@ FN A fold8(A8 v) {
 
 /* Rows (inner is 1): an item takes `per` tasks, a task is a part of a row. */
 KFN(1, 1, 1)
-reduce_rows(DATA_PARAM MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 per, const i64 r, const i64 parts,
+reduce_rows(DATA_PARAM MAX_PARAM TENSOR(U, y), EPILOGUE_PARAMS const i64 tasks, const i64 per, const i64 r, const i64 parts,
             const i64 length, const i64 n) {
   OPEN_DATA;
   OPEN_MAX;
   OPEN(U, y);
+  EPILOGUE_OPEN;
   const i64 first = GROUP(0) * per;
   const i64 last = first + per < tasks ? first + per : tasks;
   for (i64 task = first; task < last; task++) {
@@ -77,17 +78,18 @@ reduce_rows(DATA_PARAM MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 per, c
       const A w = MAP(v);
       total = COMBINE(total, w);
     }
-    ST_U(y, task, FINISH(total));
+    ST_U(y, task, DONE1(FINISH(total), task));
   }
 }
 
 /* Columns: a task is a part of the reduced axis for up to 32 neighbouring columns. */
 KFN(1, 1, 1)
-reduce_columns(DATA_PARAM MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 per, const i64 r, const i64 parts,
+reduce_columns(DATA_PARAM MAX_PARAM TENSOR(U, y), EPILOGUE_PARAMS const i64 tasks, const i64 per, const i64 r, const i64 parts,
                const i64 length, const i64 n, const i64 inner) {
   OPEN_DATA;
   OPEN_MAX;
   OPEN(U, y);
+  EPILOGUE_OPEN;
   const i64 blocks = CEIL_DIV(inner, 32);
   const i64 first = GROUP(0) * per;
   const i64 last = first + per < tasks ? first + per : tasks;
@@ -117,10 +119,10 @@ reduce_columns(DATA_PARAM MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 per
         s2 = COMBINE(s2, a2);
         s3 = COMBINE(s3, a3);
       }
-      ST8_U(y, at + column, FINISH(s0));
-      ST8_U(y, at + column + 8, FINISH(s1));
-      ST8_U(y, at + column + 16, FINISH(s2));
-      ST8_U(y, at + column + 24, FINISH(s3));
+      ST8_U(y, at + column, DONE8(FINISH(s0), at + column));
+      ST8_U(y, at + column + 8, DONE8(FINISH(s1), at + column + 8));
+      ST8_U(y, at + column + 16, DONE8(FINISH(s2), at + column + 16));
+      ST8_U(y, at + column + 24, DONE8(FINISH(s3), at + column + 24));
       continue;
     }
 #endif
@@ -140,7 +142,7 @@ reduce_columns(DATA_PARAM MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 per
         }
         sum = COMBINE(sum, a);
       }
-      ST8_U(y, at + column, FINISH(sum));
+      ST8_U(y, at + column, DONE8(FINISH(sum), at + column));
     }
     for (; column < stop; column++) {
 #ifdef WITH_MAX
@@ -157,7 +159,7 @@ reduce_columns(DATA_PARAM MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 per
         }
         total = COMBINE(total, a);
       }
-      ST_U(y, at + column, FINISH(total));
+      ST_U(y, at + column, DONE1(FINISH(total), at + column));
     }
   }
 }
@@ -166,11 +168,12 @@ reduce_columns(DATA_PARAM MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 per
 
 /* Rows, by a group each: items stride through the row, a tree in local memory combines what they found. */
 KFN(BLOCK, 1, 1)
-reduce_rows(DATA_PARAM MAX_PARAM TENSOR(U, y), const i64 r, const i64 parts, const i64 length, const i64 n) {
+reduce_rows(DATA_PARAM MAX_PARAM TENSOR(U, y), EPILOGUE_PARAMS const i64 r, const i64 parts, const i64 length, const i64 n) {
   SHARED A tile[BLOCK];
   OPEN_DATA;
   OPEN_MAX;
   OPEN(U, y);
+  EPILOGUE_OPEN;
   const i64 task = GROUP(0);
   const i64 begin = task % parts * length;
   const i32 size = (i32)(r - begin < length ? r - begin : length);
@@ -195,16 +198,17 @@ reduce_rows(DATA_PARAM MAX_PARAM TENSOR(U, y), const i64 r, const i64 parts, con
     }
     BARRIER;
   }
-  if (item == 0) ST_U(y, task, FINISH(a));
+  if (item == 0) ST_U(y, task, DONE1(FINISH(a), task));
 }
 
 /* One item for each element of y: columns, whose reads coalesce, and rows too short for a group. */
 KFN(BLOCK, 1, 1)
-reduce_columns(DATA_PARAM MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 r, const i64 parts, const i64 length,
+reduce_columns(DATA_PARAM MAX_PARAM TENSOR(U, y), EPILOGUE_PARAMS const i64 tasks, const i64 r, const i64 parts, const i64 length,
                const i64 n, const i64 inner) {
   OPEN_DATA;
   OPEN_MAX;
   OPEN(U, y);
+  EPILOGUE_OPEN;
   const i64 task = INDEX(0);
   if (task >= tasks) return;
   const i64 slice = task / inner;
@@ -226,6 +230,6 @@ reduce_columns(DATA_PARAM MAX_PARAM TENSOR(U, y), const i64 tasks, const i64 r, 
     }
     total = COMBINE(total, a);
   }
-  ST_U(y, task, FINISH(total));
+  ST_U(y, task, DONE1(FINISH(total), task));
 }
 #endif

@@ -2,7 +2,7 @@
  *
  * T is the element type, A the one computed in. LOG makes it the logarithm. KEEP (T and A are the same) stores the
  * exponentials in y and scales them afterwards; without it they are computed twice, as half would round them.
- * A prologue (see prologue.h) is computed once, into y, which then is the data.
+ * A prologue (see chains.h) is computed once, into y, which then is the data.
  */
 /* Where a kernel over columns reads its data. */
 #ifdef PROLOGUE
@@ -45,9 +45,10 @@ FN A8 exp8(A8 v) {
 
 /* Rows: a task is a row. The tail of a row is padded to eight lanes, as a scalar exp costs as much as eight. */
 KFN(1, 1, 1)
-softmax_rows(DATA_PARAM TENSOR(T, y), const i64 tasks, const i64 per, const i32 r, const i64 inner) {
+softmax_rows(DATA_PARAM TENSOR(T, y), EPILOGUE_PARAMS const i64 tasks, const i64 per, const i32 r, const i64 inner) {
   OPEN_DATA;
   OPEN(T, y);
+  EPILOGUE_OPEN;
   const i64 first = GROUP(0) * per;
   const i64 last = first + per < tasks ? first + per : tasks;
   for (i64 task = first; task < last; task++) {
@@ -94,10 +95,10 @@ softmax_rows(DATA_PARAM TENSOR(T, y), const i64 tasks, const i64 per, const i32 
     for (i32 i = 0; i < whole; i += 8) {
 #ifdef KEEP
       const A8 e = *(const GLOBAL T_any8 *)(q + i);
-      ST8_T(q, i, e * scale);
+      ST8_T(q, i, DONE8(e * scale, task * r + i));
 #else
       const A8 v = LD8_T(p, i);
-      ST8_T(q, i, RESULT8(v));
+      ST8_T(q, i, DONE8(RESULT8(v), task * r + i));
 #endif
     }
 #ifdef LOG
@@ -105,15 +106,16 @@ softmax_rows(DATA_PARAM TENSOR(T, y), const i64 tasks, const i64 per, const i32 
 #else
     *(A8 *)tail = end * scale;
 #endif
-    for (i32 k = 0; whole + k < r; k++) ST_T(q, whole + k, tail[k]);
+    for (i32 k = 0; whole + k < r; k++) ST_T(q, whole + k, DONE1(tail[k], task * r + whole + k));
   }
 }
 
 /* Columns: a task is up to 64 neighbouring columns, eight at a time, so that cache lines are used whole. */
 KFN(1, 1, 1)
-softmax_columns(DATA_PARAM TENSOR(T, y), const i64 tasks, const i64 per, const i32 r, const i64 inner) {
+softmax_columns(DATA_PARAM TENSOR(T, y), EPILOGUE_PARAMS const i64 tasks, const i64 per, const i32 r, const i64 inner) {
   OPEN_DATA;
   OPEN(T, y);
+  EPILOGUE_OPEN;
   const i64 blocks = CEIL_DIV(inner, 64);
   const i64 first = GROUP(0) * per;
   const i64 last = first + per < tasks ? first + per : tasks;
@@ -146,10 +148,10 @@ softmax_columns(DATA_PARAM TENSOR(T, y), const i64 tasks, const i64 per, const i
       for (i32 k = 0; k < r; k++) {
 #ifdef KEEP
         const A8 e = *(const GLOBAL T_any8 *)(q + k * inner);
-        ST8_T(q, k * inner, e * scale);
+        ST8_T(q, k * inner, DONE8(e * scale, at + k * inner + column));
 #else
         const A8 v = LD8_T(d, k * inner);
-        ST8_T(q, k * inner, RESULT8(v));
+        ST8_T(q, k * inner, DONE8(RESULT8(v), at + k * inner + column));
 #endif
       }
     }
@@ -169,7 +171,7 @@ softmax_columns(DATA_PARAM TENSOR(T, y), const i64 tasks, const i64 per, const i
       const A scale = SCALE(sum);
       for (i32 k = 0; k < r; k++) {
         const A v = LD_T(d, k * inner);
-        ST_T(q, k * inner, RESULT(v));
+        ST_T(q, k * inner, DONE1(RESULT(v), at + k * inner + column));
       }
     }
   }
@@ -187,10 +189,11 @@ softmax_columns(DATA_PARAM TENSOR(T, y), const i64 tasks, const i64 per, const i
 
 /* Rows, by a group each. */
 KFN(BLOCK, 1, 1)
-softmax_rows(DATA_PARAM TENSOR(T, y), const i32 r, const i64 inner) {
+softmax_rows(DATA_PARAM TENSOR(T, y), EPILOGUE_PARAMS const i32 r, const i64 inner) {
   SHARED A tile[BLOCK];
   OPEN_DATA;
   OPEN(T, y);
+  EPILOGUE_OPEN;
   SLICE((i64)GROUP(0), r);
   GLOBAL T *q = y + (i64)GROUP(0) * r;
   const i32 item = ITEM(0);
@@ -222,20 +225,22 @@ softmax_rows(DATA_PARAM TENSOR(T, y), const i32 r, const i64 inner) {
   const A scale = SCALE(tile[0]);
   for (i32 i = item; i < r; i += BLOCK) {
     const A v = LD_T(p, i);
-    ST_T(q, i, RESULT(v));
+    ST_T(q, i, DONE1(RESULT(v), (i64)GROUP(0) * r + i));
   }
 }
 
 /* One item for each column, or for each row that is too short for a group. */
 KFN(BLOCK, 1, 1)
-softmax_columns(DATA_PARAM TENSOR(T, y), const i64 tasks, const i32 r, const i64 inner) {
+softmax_columns(DATA_PARAM TENSOR(T, y), EPILOGUE_PARAMS const i64 tasks, const i32 r, const i64 inner) {
   OPEN_DATA;
   OPEN(T, y);
+  EPILOGUE_OPEN;
   const i64 task = INDEX(0);
   if (task >= tasks) return;
   const i64 slice = task / inner, column = task % inner;
   SLICE(slice, r * inner);
-  GLOBAL T *q = y + slice * r * inner + column;
+  const i64 at = slice * r * inner + column;
+  GLOBAL T *q = y + at;
 #ifdef PROLOGUE
   for (i32 k = 0; k < r; k++) {
     const A v = AT1(k, column);
@@ -250,7 +255,7 @@ softmax_columns(DATA_PARAM TENSOR(T, y), const i64 tasks, const i32 r, const i64
   const A scale = SCALE(sum);
   for (i32 k = 0; k < r; k++) {
     const A v = LD_T(d, k * inner);
-    ST_T(q, k * inner, RESULT(v));
+    ST_T(q, k * inner, DONE1(RESULT(v), at + k * inner));
   }
 }
 #endif

@@ -224,3 +224,70 @@ def test_the_sum_of_a_skip_connection_is_stored_by_the_normalisation(provider: D
     node = n("SkipLayerNormalization", ["x", "k", "g", "b", "c"], outs, domain="com.microsoft")
     proto = model([node], inputs, {"g": f(77), "b": f(77), "c": f(77)}, [o for o in outs if o])
     assert kernels(provider, proto, inputs) == ["normalize_rows"]
+
+
+BEHIND: dict[str, tuple[list[Any], dict[str, np.ndarray], dict[str, np.ndarray]]] = {
+    "inverse deviation": (
+        [n("Mul", ["x", "x"], ["a"]), n("ReduceMean", ["a", "axes"], ["b"]), n("Add", ["b", "e"], ["c"]),
+         n("Sqrt", ["c"], ["d"]), n("Reciprocal", ["d"], ["y"])],
+        {"x": f(6, 77)},
+        {"axes": LAST, "e": np.float32(1e-3)},
+    ),
+    "columns and a factor for each": (
+        [n("ReduceSum", ["x", "axes"], ["b"]), n("Mul", ["b", "w"], ["c"]), n("Tanh", ["c"], ["y"])],
+        {"x": f(3, 30, 77)},
+        {"axes": np.array([1], np.int64), "w": f(77)},
+    ),
+    "in parts": (
+        [n("ReduceLogSumExp", ["x", "axes"], ["b"], keepdims=0), n("Neg", ["b"], ["y"])],
+        {"x": f(2, 100000)},
+        {"axes": LAST},
+    ),
+    "pooled": (
+        [n("Relu", ["x"], ["a"]), n("GlobalAveragePool", ["a"], ["b"]), n("Mul", ["b", "w"], ["c"]),
+         n("HardSigmoid", ["c"], ["y"])],
+        {"x": f(2, 5, 7, 9)},
+        {"w": f(5, 1, 1)},
+    ),
+    "groups of channels and SiLU": (
+        [n("GroupNormalization", ["x", "s", "t"], ["a"], num_groups=2), n("Sigmoid", ["a"], ["b"]),
+         n("Mul", ["a", "b"], ["y"])],
+        {"x": f(2, 6, 7, 9)},
+        {"s": f(6), "t": f(6)},
+    ),
+    "instances, a shift for each channel and Relu": (
+        [n("InstanceNormalization", ["x", "s", "t"], ["a"]), n("Add", ["a", "u"], ["b"]), n("Relu", ["b"], ["y"])],
+        {"x": f(2, 6, 7, 9)},
+        {"s": f(6), "t": f(6), "u": f(6, 1, 1)},
+    ),
+    "a row's normalisation between two sums": (
+        [n("Add", ["x", "r"], ["a"]), n("LayerNormalization", ["a", "s"], ["b"]), n("Mul", ["b", "m"], ["c"]),
+         n("Add", ["c", "x"], ["y"])],
+        {"x": f(2, 9, 77), "r": f(2, 9, 77)},
+        {"s": f(77), "m": f(77)},
+    ),
+    "attention's weights": (
+        [n("Mul", ["x", "k"], ["a"]), n("Softmax", ["a"], ["b"]), n("Where", ["m", "b", "z"], ["y"])],
+        {"x": f(2, 3, 19, 45), "m": np.arange(19 * 45).reshape(19, 45) % 3 > 0},
+        {"k": np.float32(0.3), "z": np.float32(0)},
+    ),
+    "logarithm along columns": (
+        [n("LogSoftmax", ["x"], ["a"], axis=1), n("Neg", ["a"], ["b"]), n("Mul", ["b", "w"], ["y"])],
+        {"x": f(2, 19, 75), "w": f(19, 75)},
+        {},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BEHIND)
+def test_what_comes_behind_is_computed_in_the_kernel(provider: DeviceProvider, case: str) -> None:
+    nodes, inputs, constants = BEHIND[case]
+    ran = kernels(provider, model(nodes, inputs, constants), inputs)
+    assert not [k for k in ran if k.startswith("ew_")]
+    assert len(ran) <= 4
+
+
+def test_what_broadcasts_a_reduction_again_is_a_kernel_of_its_own(provider: DeviceProvider) -> None:
+    inputs = {"x": f(6, 77), "z": f(6, 5)}
+    nodes = [n("ReduceSum", ["z", "axes"], ["a"]), n("Add", ["a", "x"], ["y"])]
+    assert len(kernels(provider, model(nodes, inputs, {"axes": LAST}), inputs)) == 2

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 
 import gpurt_kernels
+from gpurt.device.chains import chains
 from gpurt.device.driver import DeviceInfo
+from gpurt.device.epilogue import HEADS, Epilogue
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.elementwise import step_for
 from gpurt.device.ops.lanes import F32, F64, Args, accumulator, collapse, flat_group, group_size, lanes, share
 from gpurt.device.ops.reduce import KINDS, Reduction, lp_norm, reduce
-from gpurt.device.prologue import FED, Prologue, fed
+from gpurt.device.prologue import FED, Prologue
 from gpurt.device.scalars import i32, i64
 from gpurt.device.table import FLOATS, op
 from gpurt.graph.view import NodeView
@@ -42,6 +44,7 @@ def normalize_rows(
     deviation: Ref | None = None,
     rms: bool = False,
     prologue: Prologue | None = None,
+    epilogue: Epilogue | None = None,
     total: Ref | None = None,
 ) -> None:
     """Emit the normalisation of rows of r elements; y may be the memory of x.
@@ -60,6 +63,7 @@ def normalize_rows(
         deviation: where to store the inverse deviations.
         rms: normalise by the root of the mean square, around no mean.
         prologue: what computes x, if it can do so where x is read.
+        epilogue: what is computed of y, if it can be where y is stored.
         total: where to store what the prologue has computed, as x; by default y keeps it meanwhile.
     """
     if r >= 2**31:
@@ -68,7 +72,9 @@ def normalize_rows(
     if acc != accumulator(x.dtype) or (total is None and x.dtype != y.dtype):
         prologue = None
     types = {"T": x.dtype, "U": y.dtype, "A": acc}
-    head, args = fed(x, r, 1, prologue)
+    side_by_side = channels[2] if channels else r
+    around = chains(x, r, 1, prologue, epilogue if acc == F32 else None, side_by_side)
+    args: Args = around.data
     defines: dict[str, int | float | str] = {} if channels else {"ELEMENT": ""}
     if total is not None and prologue is not None and prologue.used:
         args.append(total)
@@ -80,7 +86,7 @@ def normalize_rows(
             args.append(ref)
             defines[name] = ""
             types["S"] = ref.dtype
-    args.append(y)
+    args += [y, *around.results]
     for name, ref in (("MEAN", mean), ("DEVIATION", deviation)):
         if ref is not None:
             args.append(ref)
@@ -88,7 +94,7 @@ def normalize_rows(
             types["M"] = ref.dtype
     groups, in_row, spatial = channels or (1, 1, max(r, 1))
     geometry = [i32(r), i32(groups), i32(in_row), i32(spatial), np.float32(epsilon)]
-    body = head + gpurt_kernels.text("norm.cl")
+    body = around.text + gpurt_kernels.text("norm.cl")
     if c.cpu_class:
         items, per = share(rows, 2 * r)
         args += [i64(rows), per, *geometry]
@@ -132,6 +138,7 @@ def _layer(
     deviation: int | None = None,
     rms: bool,
     prologue: Prologue | None = None,
+    epilogue: Epilogue | None = None,
     total: Ref | None = None,
 ) -> None:
     # scale and bias are positions of inputs, mean and deviation of outputs
@@ -160,7 +167,7 @@ def _layer(
     channels = (1, 1, max(r, 1)) if modes == {"one"} else None
     normalize_rows(
         c, x, y, rows, r, epsilon, scale=factor, bias=shift, channels=channels, mean=center, deviation=inverse, rms=rms,
-        prologue=prologue, total=total,
+        prologue=prologue, epilogue=epilogue, total=total,
     )  # fmt: skip
 
 
@@ -169,14 +176,23 @@ def layer_normalization(c: Lowering) -> None:
     """Over all axes from `axis` on; statistics in float or double, whatever stash_type says."""
     _layer(
         c, c.input(0), c.node.attr("epsilon", 1e-5), c.node.attr("axis", -1), scale=1, bias=2, mean=1, deviation=2,
-        rms=False, prologue=c.prologue,
+        rms=False, prologue=c.prologue, epilogue=c.epilogue,
     )  # fmt: skip
 
 
 @op("RMSNormalization", types=FLOATS)
 def rms_normalization(c: Lowering) -> None:
     """Division by the root of the mean square; data and scale may differ in type."""
-    _layer(c, c.input(0), c.node.attr("epsilon", 1e-5), c.node.attr("axis", -1), scale=1, rms=True, prologue=c.prologue)
+    _layer(
+        c,
+        c.input(0),
+        c.node.attr("epsilon", 1e-5),
+        c.node.attr("axis", -1),
+        scale=1,
+        rms=True,
+        prologue=c.prologue,
+        epilogue=c.epilogue,
+    )
 
 
 @op("SimplifiedLayerNormalization", types=FLOATS)
@@ -185,7 +201,7 @@ def simplified_layer_normalization(c: Lowering) -> None:
     """ONNX Runtime's name for RMSNormalization; it can give the inverse deviation."""
     _layer(
         c, c.input(0), c.node.attr("epsilon", 1e-5), c.node.attr("axis", -1), scale=1, deviation=1, rms=True,
-        prologue=c.prologue,
+        prologue=c.prologue, epilogue=c.epilogue,
     )  # fmt: skip
 
 
@@ -212,7 +228,7 @@ def skip_layer_normalization(c: Lowering) -> None:
     epsilon = c.node.attr("epsilon", 1e-12)
     _layer(
         c, total, epsilon, -1, scale=2, bias=beta, mean=None if rms else 1, deviation=2, rms=rms, prologue=prologue,
-        total=total if c.wants(3) else None,
+        epilogue=c.epilogue, total=total if c.wants(3) else None,
     )  # fmt: skip
     prologue.settle(c, start)
 
@@ -225,7 +241,7 @@ def instance_normalization(c: Lowering) -> None:
     epsilon = c.node.attr("epsilon", 1e-5)
     normalize_rows(
         c, x, c.output(), n * channels, spatial, epsilon, scale=c.input(1), bias=c.input(2),
-        channels=(max(channels, 1), 1, max(spatial, 1)), prologue=c.prologue,
+        channels=(max(channels, 1), 1, max(spatial, 1)), prologue=c.prologue, epilogue=c.epilogue,
     )  # fmt: skip
 
 
@@ -239,14 +255,15 @@ def group_normalization(c: Lowering) -> None:
     each = channels // groups
     normalize_rows(
         c, x, c.output(), n * groups, each * spatial, c.node.attr("epsilon", 1e-5), scale=c.input(1), bias=c.input(2),
-        channels=(groups, each, max(spatial, 1)), prologue=c.prologue,
+        channels=(groups, each, max(spatial, 1)), prologue=c.prologue, epilogue=c.epilogue,
     )  # fmt: skip
 
 
-FED.update(
-    (layer_normalization, rms_normalization, simplified_layer_normalization, instance_normalization,
-     group_normalization)
+_ROWS = (
+    layer_normalization, rms_normalization, simplified_layer_normalization, instance_normalization, group_normalization
 )  # fmt: skip
+FED.update(_ROWS)
+HEADS.update((*_ROWS, skip_layer_normalization))
 
 
 def _no_training(node: NodeView, info: DeviceInfo) -> str | None:  # noqa: ARG001

@@ -10,10 +10,24 @@ from typing import Final
 import numpy as np
 
 import gpurt_kernels
+from gpurt.device.chains import chains
 from gpurt.device.driver import DeviceInfo
+from gpurt.device.epilogue import HEADS, Epilogue
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.lanes import F64, I64, Args, accumulator, around, collapse, flat_group, group_size, lanes, share
-from gpurt.device.prologue import FED, Prologue, fed
+from gpurt.device.ops.lanes import (
+    F32,
+    F64,
+    I64,
+    Args,
+    accumulator,
+    around,
+    collapse,
+    flat_group,
+    group_size,
+    lanes,
+    share,
+)
+from gpurt.device.prologue import FED, Prologue
 from gpurt.device.scalars import i64
 from gpurt.device.table import FLOATS, NUMERIC, op
 from gpurt.dtypes import kernel_name
@@ -80,10 +94,11 @@ def reduce(
     kind: Reduction,
     acc: np.dtype,
     prologue: Prologue | None = None,
+    epilogue: Epilogue | None = None,
 ) -> None:
     """Emit the reduction of x over axes counted from the front into y, which has the kept elements in their order.
 
-    Where there is a prologue, it computes x, if it can do so where x is read.
+    Prologue and epilogue are what computes x, and what is computed of y, if the kernels can take them.
 
     Runs of axes are reduced one after the other, the innermost first, through workspaces of type acc; sums of sums and
     log-sum-exp of log-sum-exps are exact in that.
@@ -107,7 +122,7 @@ def reduce(
         last = i + 1 == len(steps)
         out = y if last else c.temp(acc, (outer * parts * inner,))
         now = kind if kind is LOG_SUM_EXP else kind.inner_step(first=i == 0, last=last)
-        _step(c, x, out, (outer, r, inner), parts, now, acc, total, limits, prologue)
+        _step(c, x, out, (outer, r, inner), parts, now, acc, total, limits, prologue, epilogue if last else None)
         x, prologue = out, None
 
 
@@ -139,16 +154,18 @@ def _step(
     total: int,
     limits: dict[str, str],
     prologue: Prologue | None = None,
+    epilogue: Epilogue | None = None,
 ) -> None:
     outer, r, inner = sizes
-    head, args = fed(x, r, inner, prologue)
+    around = chains(x, r, inner, prologue, epilogue if acc == F32 else None, inner)
+    args: Args = around.data
     defines = dict(limits)
     if kind is LOG_SUM_EXP:
         top = c.temp(acc, (outer * parts * inner,))
         _step(c, x, top, sizes, parts, KINDS["ReduceMax"], acc, total, limits)
         args.append(top)
         defines["WITH_MAX"] = ""
-    args.append(y)
+    args += [y, *around.results]
     defines |= {
         "IDENTITY": kind.identity,
         "COMBINE(a, b)": kind.combine,
@@ -160,7 +177,7 @@ def _step(
     if length >= 2**31:
         raise Refused(f"{c.node.op}: a reduction over {r} elements is too long")
     geometry = [i64(r), i64(parts), i64(length), i64(total)]
-    body = head + gpurt_kernels.text("reduce.cl")
+    body = around.text + gpurt_kernels.text("reduce.cl")
     slices = outer * parts
     if c.cpu_class:
         body = lanes(acc, types) + body
@@ -224,7 +241,7 @@ def reduction(c: Lowering) -> None:
     if name == "ReduceL1" and x.dtype.kind == "u":
         kind = SUM
     prologue = None if kind is LOG_SUM_EXP else c.prologue  # the maxima are an extra pass over the data
-    reduce(c, x, c.output(), _axes(c), kind, reduce_accumulator(name, x.dtype), prologue)
+    reduce(c, x, c.output(), _axes(c), kind, reduce_accumulator(name, x.dtype), prologue, c.epilogue)
 
 
 def arg_extreme(c: Lowering, x: Ref, y: Ref, axis: int, *, largest: bool = True, last: bool = False) -> None:
@@ -276,10 +293,11 @@ def global_pool(c: Lowering) -> None:
     kind = {"GlobalAveragePool": KINDS["ReduceMean"], "GlobalMaxPool": KINDS["ReduceMax"]}.get(c.node.op_type)
     if kind is None:
         kind = lp_norm(int(c.node.attr("p", 2)), acc)
-    reduce(c, x, c.output(), range(2, len(x.shape)), kind, acc, c.prologue)
+    reduce(c, x, c.output(), range(2, len(x.shape)), kind, acc, c.prologue, c.epilogue)
 
 
 FED.update((reduction, global_pool))
+HEADS.update((reduction, global_pool))
 
 
 def lp_norm(p: int, acc: np.dtype) -> Reduction:

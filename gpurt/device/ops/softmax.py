@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 import gpurt_kernels
+from gpurt.device.chains import chains
+from gpurt.device.epilogue import HEADS, Epilogue
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.expressions import BF16, F16
 from gpurt.device.ops.lanes import F32, I64, Args, accumulator, around, flat_group, group_size, lanes, share
 from gpurt.device.ops.reduce import arg_extreme
-from gpurt.device.prologue import FED, Prologue, fed
+from gpurt.device.prologue import FED, Prologue
 from gpurt.device.scalars import i32, i64
 from gpurt.device.table import FLOATS, op
 from gpurt.dtypes import to_onnx
@@ -21,11 +23,18 @@ _STEPWISE: Final = 64
 
 
 def softmax_along(
-    c: Lowering, x: Ref, y: Ref, axis: int, *, log: bool = False, prologue: Prologue | None = None
+    c: Lowering,
+    x: Ref,
+    y: Ref,
+    axis: int,
+    *,
+    log: bool = False,
+    prologue: Prologue | None = None,
+    epilogue: Epilogue | None = None,
 ) -> None:
     """Emit Softmax or LogSoftmax along an axis counted from the front; y may be the memory of x.
 
-    Where there is a prologue, it computes x, if it can do so where x is read.
+    Prologue and epilogue are what computes x, and what is computed of y, if the kernels can take them.
     """
     outer, r, inner = around(x.shape, axis)
     if r >= 2**31:
@@ -37,9 +46,9 @@ def softmax_along(
     defines: dict[str, int | float | str] = {"LOG": ""} if log else {}
     if not log and acc == x.dtype:
         defines["KEEP"] = ""
-    head, args = fed(x, r, inner, prologue)
-    body = head + gpurt_kernels.text("softmax.cl")
-    args.append(y)
+    nodes = chains(x, r, inner, prologue, epilogue if acc == F32 else None, r if inner == 1 else inner)
+    body = nodes.text + gpurt_kernels.text("softmax.cl")
+    args: Args = [*nodes.data, y, *nodes.results]
     size, step = i32(r), i64(inner)
     if c.cpu_class:
         if acc == F32:
@@ -65,7 +74,7 @@ def softmax_along(
 @op("LogSoftmax", types=FLOATS)
 def log_softmax(c: Lowering) -> None:
     """Logarithm of exp(x) / sum(exp(x)) along an axis."""
-    softmax_along(c, c.input(0), c.output(), _axis(c), log=True, prologue=c.prologue)
+    softmax_along(c, c.input(0), c.output(), _axis(c), log=True, prologue=c.prologue, epilogue=c.epilogue)
 
 
 @op("Softmax", types=f"{FLOATS} bfloat16")
@@ -84,10 +93,11 @@ def softmax(c: Lowering) -> None:
         softmax_along(c, wide, wide, axis)
         c.emit("Cast", [wide], {"to": to_onnx(BF16)}, out=y)
     else:
-        softmax_along(c, x, y, axis, prologue=c.prologue)
+        softmax_along(c, x, y, axis, prologue=c.prologue, epilogue=c.epilogue)
 
 
 FED.update((softmax, log_softmax))
+HEADS.update((softmax, log_softmax))
 
 
 def _axis(c: Lowering) -> int:

@@ -1,5 +1,7 @@
-/* The data that a kernel works on: a tensor x of T, or what gpurt.device.prologue computes of others where they are
- * read. A slice is [r, inner], columns lie side by side; ROW* is for inner = 1.
+/* Elementwise nodes around a kernel: its data are a tensor x of T, or what gpurt.device.prologue computes of others where
+ * they are read; a result is stored as it is, or as gpurt.device.epilogue makes it.
+ *
+ * Of the data a slice is [r, inner], columns lie side by side; ROW* is for inner = 1. Results are at place e.
  */
 #ifdef PROLOGUE
 #define DATA_PARAM PROLOGUE_PARAMS
@@ -17,4 +19,13 @@
 #define ROW8(k) LD8_T(p, k)
 #define AT1(k, c) LD_T(p, (k) * inner + (c))
 #define AT8(k, c) LD8_T(p, (k) * inner + (c))
+#endif
+#ifdef EPILOGUE
+#define DONE1(v, e) epilogue1(v, e_first + (e)EPILOGUE_PASS)
+#define DONE8(v, e) epilogue8(v, e_first + (e)EPILOGUE_PASS)
+#else
+#define EPILOGUE_PARAMS
+#define EPILOGUE_OPEN
+#define DONE1(v, e) (v)
+#define DONE8(v, e) (v)
 #endif

@@ -1,0 +1,58 @@
+"""Elementwise nodes around a reduction or normalisation, in its kernel: what chains.h wants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+import gpurt_kernels
+from gpurt.device.epilogue import Epilogue
+from gpurt.device.helpers import helper_text
+from gpurt.device.lowering import Ref
+from gpurt.device.prologue import Prologue
+from gpurt.device.scalars import i64
+
+
+@dataclass(slots=True)
+class Chains:
+    """What is done to a kernel's data and results.
+
+    Attributes:
+        text: head of the kernel's text.
+        data: arguments in place of the tensor of the data.
+        results: arguments that follow the tensor of the results.
+    """
+
+    text: str
+    data: list[Ref | np.generic]
+    results: list[Ref | np.generic] = field(default_factory=list)
+
+
+def chains(
+    x: Ref,
+    r: int,
+    inner: int,
+    prologue: Prologue | None = None,
+    epilogue: Epilogue | None = None,
+    columns: int = 1,
+) -> Chains:
+    """What of the nodes around it a kernel can take, which those note as used.
+
+    Args:
+        x: the data, read where no prologue can compute them.
+        r: elements of a row, or of a column: the data are walked as [outer, r, inner].
+        inner: columns side by side.
+        prologue: computes the data.
+        epilogue: is computed of the results, float32.
+        columns: results side by side of which a vector may be stored at once; nothing else changes between them.
+    """
+    made = None if prologue is None else prologue.over(r, inner)
+    text, data = made or ("", [x])
+    found = Chains("", data)
+    if epilogue is not None and epilogue.fits(columns):
+        more, args = epilogue.functions()
+        text += more
+        found.results = [i64(0), *args]
+    found.text = helper_text(text) + text + gpurt_kernels.text("chains.h")
+    return found
