@@ -70,20 +70,32 @@ class ChainedUnit:
 
     Args:
         host: the provider.
-        before: nodes of which the last one's result is the first input of `core`, and read by no others.
+        before: nodes of which the last one's result is the first input of `core`.
         core: a node of prologue.FED or epilogue.HEADS.
         after: nodes that alone read the first output of `core`, which then has no others.
+        wanted: the result of `before` is read by others too; it is the last output.
     """
 
     symbolic = True
 
-    def __init__(self, host: Host, before: Sequence[NodeView], core: NodeView, after: Sequence[NodeView]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        before: Sequence[NodeView],
+        core: NodeView,
+        after: Sequence[NodeView],
+        *,
+        wanted: bool = False,
+    ) -> None:
         self._host, self._before, self._core, self._after = host, before, core, after
         self.nodes: Sequence[NodeView] = (*before, core, *after)
         made = {v.name for n in self.nodes for v in n.outputs if v is not None}
         names = [v.name for n in self.nodes for v in n.inputs if v is not None and v.name not in made]
         self.inputs: Sequence[str | None] = list(dict.fromkeys(names))
         self.outputs: Sequence[str | None] = [None if v is None else v.name for v in self.nodes[-1].outputs]
+        self._wanted = wanted
+        if wanted:
+            self.outputs = [*self.outputs, _first(before[-1].outputs)]
         known = host.table.rows[core.domain, core.op_type].host
         numbers = {v.name for i, v in enumerate(core.inputs) if v is not None and i in known}
         self.host_inputs = frozenset(i for i, name in enumerate(self.inputs) if name in numbers)
@@ -100,8 +112,9 @@ class ChainedUnit:
         prologue = None
         if self._before:
             root, spec = _steps(self._before, values)
-            data = c.temp(spec.dtype, spec.shape)
-            prologue = Prologue(c, root, data)
+            place = Operand("out", len(self.outputs) - 1) if self._wanted else Operand("temp", nbytes=spec.nbytes)
+            data = Ref(spec, place)
+            prologue = Prologue(c, root, data, wanted=self._wanted)
             values[_first(self._before[-1].outputs)] = data
         ins = [None if v is None else values[v.name] for v in self._core.inputs]
         refs = [x if isinstance(x, Ref) else None for x in ins]
@@ -121,7 +134,17 @@ class ChainedUnit:
             prologue.settle(c, 0)
         if epilogue is not None and not epilogue.used:
             epilogue.store_apart()
-        return finish(self._host, emitted, outs[: len(self.outputs)], "+".join(n.op_type for n in self.nodes))
+        outs = outs[: len(self.outputs) - self._wanted]
+        inplace = {}
+        if prologue is not None and self._wanted:
+            outs = [*outs, data.spec]
+            inplace[len(outs) - 1] = self._walked(inputs, data.spec)
+        return finish(self._host, emitted, outs, "+".join(n.op_type for n in self.nodes), inplace)
+
+    def _walked(self, inputs: Sequence[Spec | None], data: Spec) -> tuple[int, ...]:
+        """Positions of the inputs whose memory the data may take: nothing reads them after they are there."""
+        later = {v.name for n in (self._core, *self._after) for v in n.inputs if v is not None}
+        return tuple(i for i in _walked_alike(inputs, data) if self.inputs[i] not in later)
 
     def _epilogue(self, c: Lowering, values: dict[str, Ref | Step]) -> tuple[Epilogue, list[Spec]]:
         """What follows, and the spec of its result."""

@@ -9,7 +9,7 @@ from gpurt.device.attended import AttendedUnit, attended
 from gpurt.device.epilogue import FLOAT32, HEADS
 from gpurt.device.fused import ChainedUnit, FusedUnit
 from gpurt.device.ops.elementwise import FUSIBLE
-from gpurt.device.prologue import FED
+from gpurt.device.prologue import FED, STORING
 from gpurt.device.steps import eight_wide
 from gpurt.device.unit import Host
 from gpurt.graph.view import GraphView, NodeView
@@ -45,7 +45,7 @@ def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[Node
     by_last = {members[-1]: members for members in by_result.values()}
     heads = _heads(host, partition, list(by_last.values()), readers, kept)
     inner = {number for members in by_result.values() for number in members[:-1]} | set(heads.values())
-    fed = _fed(host, partition, [m for last, m in by_last.items() if last not in heads], readers, kept)
+    fed = _fed(host, partition, by_last, heads, readers, kept)
     inner |= {members[-1] for members in fed.values()}
     attentions = attended(host, partition, readers, kept, inner | set(by_last) | set(fed))
     inner |= {number for members in attentions.values() for number in members[:-1]}
@@ -59,7 +59,8 @@ def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[Node
             core = heads.get(number, number)
             before = [partition.nodes[i] for i in fed.get(core, ())]
             after = [partition.nodes[i] for i in by_last.get(number, ())]
-            units.append(ChainedUnit(host, before, partition.nodes[core], after))
+            wanted = bool(before) and _wanted(before, readers, kept)
+            units.append(ChainedUnit(host, before, partition.nodes[core], after, wanted=wanted))
         elif number in by_last:
             units.append(FusedUnit(host, [partition.nodes[i] for i in by_last[number]]))
         else:
@@ -117,29 +118,47 @@ def _hostless(node: NodeView, positions: Sequence[int], nodes: Sequence[NodeView
 
 
 def _fed(
-    host: Host, partition: GraphView, groups: Sequence[Sequence[int]], readers: dict[str, set[int]], kept: set[str]
+    host: Host,
+    partition: GraphView,
+    by_last: dict[int, list[int]],
+    heads: dict[int, int],
+    readers: dict[str, set[int]],
+    kept: set[str],
 ) -> dict[int, Sequence[int]]:
-    """Node whose first input a group computes for it alone -> the group's nodes."""
+    """Node whose first input a group computes -> the group's nodes.
+
+    What others read too comes out beside the node's own results, which must be before they need it.
+    """
+    behind = {head: by_last[last] for last, head in heads.items()}
     found: dict[int, Sequence[int]] = {}
-    for members in groups:
+    for last, members in by_last.items():
+        if last in heads:
+            continue
         nodes = [partition.nodes[i] for i in members]
         made = nodes[-1].outputs[0]
         assert made is not None
-        if made.name in kept or len(readers.get(made.name, ())) != 1 or any(n.op_type in _SCALED for n in nodes):
+        if not readers.get(made.name) or any(n.op_type in _SCALED for n in nodes):
             continue
-        (number,) = readers[made.name]
-        node = partition.nodes[number]
+        first, *others = sorted(readers[made.name])
+        node = partition.nodes[first]
         row = host.table.rows.get((node.domain, node.op_type))
         if row is None or row.lower not in FED or not _eight_wide_throughout(host, nodes):
             continue
+        own = behind.get(first, [first])
+        early = any(i < own[-1] and i not in own for i in others)
+        if _wanted(nodes, readers, kept) and (early or row.lower not in STORING):
+            continue
         names = [None if v is None else v.name for v in node.inputs]
-        read = {v.name for n in nodes for v in n.inputs if v is not None}
-        numbers = {
-            name for i, name in enumerate(names) if i in row.host
-        }  # known on the host, and no tensors for kernels
-        if names[0] == made.name and made.name not in names[1:] and read.isdisjoint(numbers):
-            found[number] = members
+        if names[0] == made.name and made.name not in names[1:] and _hostless(node, row.host, nodes):
+            found[first] = members
     return found
+
+
+def _wanted(nodes: Sequence[NodeView], readers: dict[str, set[int]], kept: set[str]) -> bool:
+    """Whether more than one node reads the result of a group, or it is wanted outside."""
+    made = nodes[-1].outputs[0]
+    assert made is not None
+    return made.name in kept or len(readers[made.name]) > 1
 
 
 def _eight_wide_throughout(host: Host, nodes: Sequence[NodeView]) -> bool:

@@ -25,6 +25,9 @@ from gpurt.dtypes import kernel_name
 FED: Final[set[Lower]] = set()
 """The lowerings that take a prologue in place of their first input, as Lowering.prologue."""
 
+STORING: Final[set[Lower]] = set()
+"""Those of FED that also store what the prologue computes, where it is wanted besides."""
+
 _REAL: Final = frozenset(np.dtype(t) for t in (np.float16, np.float32, np.float64))
 
 
@@ -44,12 +47,14 @@ class Prologue(Kernel):
         c: a context; nothing is emitted through it.
         root: the last step.
         data: stands for its result.
+        wanted: the result is wanted besides; the kernel that takes the prologue stores it in `data`.
     """
 
     _mark = "w"  # an epilogue's names are in the same kernel
 
-    def __init__(self, c: Lowering, root: Step, data: Ref) -> None:
+    def __init__(self, c: Lowering, root: Step, data: Ref, *, wanted: bool = False) -> None:
         self._c, self._out, self._root = c, data, root
+        self.wanted = wanted
         self._steps, self._leaves, self._attrs = [], {}, {}
         self._collect(root)
         self._vector = False

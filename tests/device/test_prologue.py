@@ -291,3 +291,31 @@ def test_what_broadcasts_a_reduction_again_is_a_kernel_of_its_own(provider: Devi
     inputs = {"x": f(6, 77), "z": f(6, 5)}
     nodes = [n("ReduceSum", ["z", "axes"], ["a"]), n("Add", ["a", "x"], ["y"])]
     assert len(kernels(provider, model(nodes, inputs, {"axes": LAST}), inputs)) == 2
+
+
+WANTED = {
+    "read later": ([n("Add", ["a", "b"], ["y"])], ("y",)),
+    "an output": ([n("Neg", ["b"], ["y"])], ("y", "a")),
+    "not read before its own normalisation": ([n("Mul", ["b", "x"], ["c"]), n("Add", ["c", "a"], ["y"])], ("y",)),
+}
+
+
+@pytest.mark.parametrize("case", WANTED)
+def test_a_normalised_sum_is_stored_for_others(provider: DeviceProvider, case: str) -> None:
+    after, outputs = WANTED[case]
+    inputs = {"x": f(2, 9, 77), "r": f(2, 9, 77)}
+    nodes = [n("Add", ["x", "r"], ["a"]), n("LayerNormalization", ["a", "s", "t"], ["b"]), *after]
+    ran = kernels(provider, model(nodes, inputs, {"s": f(77), "t": f(77)}, outputs), inputs)
+    assert ran[0] == "normalize_rows"
+    assert len(ran) <= 2
+
+
+def test_a_sum_that_is_read_before_its_normalisation_is_a_kernel_of_its_own(provider: DeviceProvider) -> None:
+    inputs = {"x": f(2, 9, 77), "r": f(2, 9, 77)}
+    nodes = [
+        n("Add", ["x", "r"], ["a"]),
+        n("ReduceMax", ["a"], ["m"]),
+        n("LayerNormalization", ["a", "s"], ["b"]),
+        n("Mul", ["b", "m"], ["y"]),
+    ]
+    assert kernels(provider, model(nodes, inputs, {"s": f(77)}), inputs)[0] == "ew_add"

@@ -15,7 +15,7 @@ from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.elementwise import step_for
 from gpurt.device.ops.lanes import F32, F64, Args, accumulator, collapse, flat_group, group_size, lanes, share
 from gpurt.device.ops.reduce import KINDS, Reduction, lp_norm, reduce
-from gpurt.device.prologue import FED, Prologue
+from gpurt.device.prologue import FED, STORING, Prologue
 from gpurt.device.scalars import i32, i64
 from gpurt.device.table import FLOATS, op
 from gpurt.graph.view import NodeView
@@ -45,7 +45,6 @@ def normalize_rows(
     rms: bool = False,
     prologue: Prologue | None = None,
     epilogue: Epilogue | None = None,
-    total: Ref | None = None,
 ) -> None:
     """Emit the normalisation of rows of r elements; y may be the memory of x.
 
@@ -62,22 +61,21 @@ def normalize_rows(
         mean: where to store the rows' means.
         deviation: where to store the inverse deviations.
         rms: normalise by the root of the mean square, around no mean.
-        prologue: what computes x, if it can do so where x is read.
+        prologue: what computes x, if it can do so where x is read; y keeps the values meanwhile, or x if it is wanted.
         epilogue: what is computed of y, if it can be where y is stored.
-        total: where to store what the prologue has computed, as x; by default y keeps it meanwhile.
     """
     if r >= 2**31:
         raise Refused(f"{c.node.op}: a row of {r} elements is too long")
     acc = _widest(x, scale, y)
-    if acc != accumulator(x.dtype) or (total is None and x.dtype != y.dtype):
+    if prologue is not None and (acc != accumulator(x.dtype) or not (prologue.wanted or x.dtype == y.dtype)):
         prologue = None
     types = {"T": x.dtype, "U": y.dtype, "A": acc}
     side_by_side = channels[2] if channels else r
     around = chains(x, r, 1, prologue, epilogue if acc == F32 else None, side_by_side)
     args: Args = around.data
     defines: dict[str, int | float | str] = {} if channels else {"ELEMENT": ""}
-    if total is not None and prologue is not None and prologue.used:
-        args.append(total)
+    if prologue is not None and prologue.used and prologue.wanted:
+        args.append(x)
         defines["PROLOGUE_OUT"] = ""
     if rms:
         defines["RMS"] = ""
@@ -139,7 +137,6 @@ def _layer(
     rms: bool,
     prologue: Prologue | None = None,
     epilogue: Epilogue | None = None,
-    total: Ref | None = None,
 ) -> None:
     # scale and bias are positions of inputs, mean and deviation of outputs
     y = c.output()
@@ -155,9 +152,7 @@ def _layer(
     if len(modes) > 1 or None in modes:
         # Scales that broadcast over rows are rare: normalise, then multiply and add like anybody else.
         plain = c.temp(y.dtype, x.shape)
-        normalize_rows(
-            c, x, plain, rows, r, epsilon, rms=rms, mean=center, deviation=inverse, prologue=prologue, total=total
-        )
+        normalize_rows(c, x, plain, rows, r, epsilon, rms=rms, mean=center, deviation=inverse, prologue=prologue)
         if shift is None:
             c.emit("Mul", [plain, factor], out=y)
         else:
@@ -167,7 +162,7 @@ def _layer(
     channels = (1, 1, max(r, 1)) if modes == {"one"} else None
     normalize_rows(
         c, x, y, rows, r, epsilon, scale=factor, bias=shift, channels=channels, mean=center, deviation=inverse, rms=rms,
-        prologue=prologue, epilogue=epilogue, total=total,
+        prologue=prologue, epilogue=epilogue,
     )  # fmt: skip
 
 
@@ -223,12 +218,12 @@ def skip_layer_normalization(c: Lowering) -> None:
     step = step_for(NodeView("Add", (), ()), [x, skip], total.spec)
     if c.has(bias):
         step = step_for(NodeView("Add", (), ()), [step, c.input(bias)], total.spec)
-    prologue, start = Prologue(c, step, total), len(c.emitted.launches)
+    prologue, start = Prologue(c, step, total, wanted=c.wants(3)), len(c.emitted.launches)
     # ONNX Runtime's default for this operator differs from LayerNormalization's.
     epsilon = c.node.attr("epsilon", 1e-12)
     _layer(
         c, total, epsilon, -1, scale=2, bias=beta, mean=None if rms else 1, deviation=2, rms=rms, prologue=prologue,
-        epilogue=c.epilogue, total=total if c.wants(3) else None,
+        epilogue=c.epilogue,
     )  # fmt: skip
     prologue.settle(c, start)
 
@@ -263,6 +258,7 @@ _ROWS = (
     layer_normalization, rms_normalization, simplified_layer_normalization, instance_normalization, group_normalization
 )  # fmt: skip
 FED.update(_ROWS)
+STORING.update(_ROWS)
 HEADS.update((*_ROWS, skip_layer_normalization))
 
 
