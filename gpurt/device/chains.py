@@ -22,11 +22,13 @@ class Chains:
         text: head of the kernel's text.
         data: arguments in place of the tensor of the data.
         results: arguments that follow the tensor of the results.
+        kind: what of it a choice of the kernel's parameters depends on.
     """
 
     text: str
     data: list[Ref | np.generic]
     results: list[Ref | np.generic] = field(default_factory=list)
+    kind: str = ""
 
 
 def chains(
@@ -49,10 +51,11 @@ def chains(
     """
     made = None if prologue is None else prologue.over(r, inner)
     text, data = made or ("", [x])
-    found = Chains("", data)
+    found = Chains("", data, kind=" prologue" if made else "")
     if epilogue is not None and epilogue.fits(columns):
         more, args = epilogue.functions()
         text += more
         found.results = [i64(0), *args]
+        found.kind += " epilogue"
     found.text = helper_text(text) + text + gpurt_kernels.text("chains.h")
     return found

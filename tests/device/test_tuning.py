@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import gpurt
 from gpurt import cli
-from gpurt.device.ops import gemm, group_tiles
+from gpurt.device.ops import gemm, group_tiles, lanes
 from gpurt.device.tuning import Choices, Key, read_tables
 from gpurt.errors import InvalidArgument, NoSuchFile
 from gpurt.provider import Unavailable
@@ -127,6 +127,36 @@ def test_convolutions_are_the_same_by_both_ways(how: str) -> None:
     y = run(content, x, "cpu", says)
     np.testing.assert_allclose(y, run(content, x, "gpu", Says()), rtol=1e-3, atol=1e-3)
     assert says.asked["conv.3x3"] == ("direct", "winograd")
+
+
+def rows() -> tuple[bytes, np.ndarray]:
+    """A chain of kernels that have a size for work-items or groups, and one that may be cut into parts."""
+    node = helper.make_node
+    nodes = [
+        node("Mul", ["x", "x"], ["a"]),
+        node("Softmax", ["a"], ["b"]),
+        node("LayerNormalization", ["b", "s"], ["c"]),
+        node("ReduceMean", ["c", "axes"], ["d"]),
+        node("ReduceSum", ["x", "both"], ["e"]),
+        node("Div", ["d", "e"], ["y"]),
+    ]
+    weights = {"s": floats(700), "axes": np.array([1]), "both": np.array([0, 1])}
+    return model(nodes, (130, 700), weights), floats(130, 700) + 2
+
+
+@pytest.mark.parametrize("kernel_class", ["cpu", "gpu"])
+@pytest.mark.parametrize("number", range(5))
+def test_reductions_are_the_same_by_every_size(kernel_class: str, number: int) -> None:
+    content, x = rows()
+    plain = run(content, x, kernel_class, Choices())
+    families = ("reduce", "softmax", "norm")
+    parameter, values = ("work", lanes.WORKS) if kernel_class == "cpu" else ("group", lanes.GROUPS)
+    says = Says(
+        **{f"{family}_{parameter}": values[number] for family in families}, reduce_parts=(1, 2, 4, 8, 16)[number]
+    )
+    np.testing.assert_allclose(run(content, x, kernel_class, says), plain, rtol=1e-4, atol=1e-6)
+    assert {f"{family}.{parameter}" for family in families} | {"reduce.parts"} <= set(says.asked)
+    assert values[number] in says.asked[f"reduce.{parameter}"] or parameter == "work"
 
 
 @pytest.mark.parametrize("kernel_class", ["cpu", "gpu"])

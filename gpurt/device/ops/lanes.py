@@ -10,6 +10,7 @@ import numpy as np
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.scalars import i64
 from gpurt.dtypes import kernel_name
+from gpurt.symbolic import Size
 
 F32: Final = np.dtype(np.float32)
 F64: Final = np.dtype(np.float64)
@@ -18,6 +19,10 @@ I64: Final = np.dtype(np.int64)
 
 ITEM_WORK: Final = 16384
 """Elements that a work-item of the CPU class gets where there are so many: below it, starting one costs more."""
+
+WORKS: Final = (ITEM_WORK, 4096, 8192, 32768, 65536)
+GROUPS: Final = (64, 32, 128, 256, 512)
+"""What is tried, the plainest first; trees in local memory want powers of two."""
 
 Args = list[Ref | np.generic]
 """Arguments of a launch while they are put together."""
@@ -60,10 +65,25 @@ def lanes(acc: np.dtype, roles: Mapping[str, np.dtype]) -> str:
     return "".join(lines)
 
 
-def share(tasks: int, cost: int) -> tuple[int, np.int64]:
+def share(tasks: int, cost: int, work: int = ITEM_WORK) -> tuple[int, np.int64]:
     """Work-items of the CPU class for equal tasks of `cost` elements: how many items, and tasks for each."""
-    per = min(max(1, ITEM_WORK // max(cost, 1)), max(tasks, 1))
+    per = min(max(1, work // max(cost, 1)), max(tasks, 1))
     return -(-tasks // per), i64(per)
+
+
+def measured_share(c: Lowering, family: str, kind: str, tasks: int, cost: int) -> tuple[int, np.int64]:
+    """As share(), the elements of an item by what was measured: the parameter `work` of a family of kernels."""
+    if isinstance(tasks, Size) or isinstance(cost, Size):
+        return share(tasks, cost)
+    different = {min(max(1, work // max(cost, 1)), max(tasks, 1)): work for work in reversed(WORKS)}
+    works = [work for work in WORKS if work in different.values()]
+    return share(tasks, cost, c.choose(f"{family}.work", (tasks, cost), works, ITEM_WORK, kind))
+
+
+def measured_group(c: Lowering, family: str, kind: str, rows: int, length: int) -> int:
+    """As group_size(), by what was measured: the parameter `group` of a family of kernels."""
+    groups = [n for n in GROUPS if n <= c.info.max_group]
+    return c.choose(f"{family}.group", (rows, length), groups, group_size(c, length), kind)
 
 
 def group_size(c: Lowering, length: int) -> int:

@@ -13,7 +13,18 @@ from gpurt.device.driver import DeviceInfo
 from gpurt.device.epilogue import HEADS, Epilogue
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.elementwise import step_for
-from gpurt.device.ops.lanes import F32, F64, Args, accumulator, collapse, flat_group, group_size, lanes, share
+from gpurt.device.ops.lanes import (
+    F32,
+    F64,
+    Args,
+    accumulator,
+    collapse,
+    flat_group,
+    lanes,
+    measured_group,
+    measured_share,
+    share,
+)
 from gpurt.device.ops.reduce import KINDS, Reduction, lp_norm, reduce
 from gpurt.device.prologue import FED, STORING, Prologue
 from gpurt.device.scalars import i32, i64
@@ -93,14 +104,15 @@ def normalize_rows(
     groups, in_row, spatial = channels or (1, 1, max(r, 1))
     geometry = [i32(r), i32(groups), i32(in_row), i32(spatial), np.float32(epsilon)]
     body = around.text + gpurt_kernels.text("norm.cl")
+    kind = f"{x.dtype}{around.kind}"
     if c.cpu_class:
-        items, per = share(rows, 2 * r)
+        items, per = measured_share(c, "norm", kind, rows, 2 * r)
         args += [i64(rows), per, *geometry]
         c.launch(lanes(acc, types) + body, "normalize_rows", args, [items], types=types, defines=defines)
         return
     if r >= 32:
         defines["SHARED_ROW"] = ""
-        block, grid = group_size(c, r), rows
+        block, grid = measured_group(c, "norm", kind, rows, r), rows
     else:
         block = flat_group(c)
         grid = -(-rows // block)

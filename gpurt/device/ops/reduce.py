@@ -25,6 +25,8 @@ from gpurt.device.ops.lanes import (
     flat_group,
     group_size,
     lanes,
+    measured_group,
+    measured_share,
     share,
 )
 from gpurt.device.prologue import FED, Prologue
@@ -34,6 +36,7 @@ from gpurt.dtypes import kernel_name
 from gpurt.graph.view import NodeView
 from gpurt.infer import shapes
 from gpurt.provider import Refused
+from gpurt.symbolic import Size
 
 SPLIT: Final = 65536
 """Elements from which on a few long rows are cut into parts, so that all cores have work."""
@@ -110,7 +113,7 @@ def reduce(
         at = max(i for i, (_, reduced) in enumerate(runs) if reduced)
         outer = math.prod(size for size, _ in runs[:at])
         inner = math.prod(size for size, _ in runs[at + 1 :])
-        parts = _parts(c, outer, runs[at][0], inner)
+        parts = _parts(c, outer, runs[at][0], inner, x.dtype)
         steps.append((outer, runs[at][0], inner, parts))
         if parts > 1:
             steps.append((outer, parts, inner, 1))
@@ -126,17 +129,24 @@ def reduce(
         x, prologue = out, None
 
 
-def _parts(c: Lowering, outer: int, r: int, inner: int) -> int:
+def _parts(c: Lowering, outer: int, r: int, inner: int, dtype: np.dtype) -> int:
     """Into how many parts the reduced axis is cut so that all cores have work."""
     if outer * r * inner < SPLIT:
         return 1
+    cores = c.info.compute_units
     if c.cpu_class:
         tasks = outer * -(-inner // 32)
-        parts = min(-(-4 * c.info.compute_units // tasks), r // 64) if tasks < 2 * c.info.compute_units else 1
+        parts = min(-(-4 * cores // tasks), r // 64) if tasks < 2 * cores else 1
+        others, least = [cores * n for n in (1, 2, 4, 8)], 64
     elif inner == 1:
-        parts = min(r // 4096, 256) if outer < 4 * c.info.compute_units else 1
+        parts = min(r // 4096, 256) if outer < 4 * cores else 1
+        others, least = [16, 64, 256], 1024
     else:
         parts = min(r // 128, -(-16384 // (outer * inner))) if outer * inner < 8192 else 1
+        others, least = [16, 64, 256], 32
+    if not any(isinstance(n, Size) for n in (outer, r, inner)):
+        candidates = list(dict.fromkeys([1, *(n for n in others if n <= r // least)]))
+        parts = c.choose("reduce.parts", (outer, r, inner), candidates, parts, str(dtype))
     if parts <= 1:
         return 1
     length = -(-r // parts)
@@ -179,10 +189,12 @@ def _step(
     geometry = [i64(r), i64(parts), i64(length), i64(total)]
     body = around.text + gpurt_kernels.text("reduce.cl")
     slices = outer * parts
+    variant = f"{x.dtype}{' columns' if inner > 1 else ''}{around.kind}"
     if c.cpu_class:
         body = lanes(acc, types) + body
         tasks = slices if inner == 1 else slices * -(-inner // 32)
-        groups, per = share(tasks, length if inner == 1 else length * min(inner, 32))
+        cost = length if inner == 1 else length * min(inner, 32)
+        groups, per = measured_share(c, "reduce", variant, tasks, cost)
         args += [i64(tasks), per, *geometry]
         if inner == 1:
             c.launch(body, "reduce_rows", args, [groups], types=types, defines=defines)
@@ -190,7 +202,7 @@ def _step(
             c.launch(body, "reduce_columns", [*args, i64(inner)], [groups], types=types, defines=defines)
         return
     if inner == 1 and length >= 32:
-        block = group_size(c, length)
+        block = measured_group(c, "reduce", variant, slices, length)
         grid = [slices]
         entry, args = "reduce_rows", [*args, *geometry]
     else:

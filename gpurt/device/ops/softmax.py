@@ -9,7 +9,17 @@ from gpurt.device.chains import chains
 from gpurt.device.epilogue import HEADS, Epilogue
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.expressions import BF16, F16
-from gpurt.device.ops.lanes import F32, I64, Args, accumulator, around, flat_group, group_size, lanes, share
+from gpurt.device.ops.lanes import (
+    F32,
+    I64,
+    Args,
+    accumulator,
+    around,
+    flat_group,
+    lanes,
+    measured_group,
+    measured_share,
+)
 from gpurt.device.ops.reduce import arg_extreme
 from gpurt.device.prologue import FED, Prologue
 from gpurt.device.scalars import i32, i64
@@ -50,17 +60,18 @@ def softmax_along(
     body = nodes.text + gpurt_kernels.text("softmax.cl")
     args: Args = [*nodes.data, y, *nodes.results]
     size, step = i32(r), i64(inner)
+    kind = f"{x.dtype}{' columns' if inner > 1 else ''}{nodes.kind}"
     if c.cpu_class:
         if acc == F32:
             defines["FLOAT_LANES"] = ""
         tasks = outer if inner == 1 else outer * -(-inner // 64)
         # An exponential costs several times as much as moving an element.
-        groups, per = share(tasks, 4 * r * min(inner, 64))
+        groups, per = measured_share(c, "softmax", kind, tasks, 4 * r * min(inner, 64))
         entry = "softmax_rows" if inner == 1 else "softmax_columns"
         args += [i64(tasks), per, size, step]
         c.launch(lanes(acc, types) + body, entry, args, [groups], types=types, defines=defines)
     elif inner == 1 and r >= 32:
-        block = group_size(c, r)
+        block = measured_group(c, "softmax", kind, outer, r)
         defines["BLOCK"] = block
         c.launch(body, "softmax_rows", [*args, size, step], [outer], [block], types=types, defines=defines)
     else:
