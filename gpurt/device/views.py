@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.movement import Dim, strided_copy, strides
 from gpurt.graph.view import NodeView
+from gpurt.infer import infer
 from gpurt.infer.shapes import axis as front
 from gpurt.spec import Spec
 
 VIEWS = frozenset({"Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
 """Operators whose results are views of their first input."""
+
+
+RUN: Final = 16
+"""Elements side by side from which on a view is read as it is; shorter runs are quicker brought in order first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +33,13 @@ def whole(ref: Ref) -> Strided:
     return ref if isinstance(ref, Strided) else Strided(ref.spec, ref.operand, ref.offset, tuple(strides(ref.shape)))
 
 
+def far(ref: Ref) -> bool:
+    """Whether a view has elements before its first, or so far behind it that 32 bits do not tell."""
+    if not isinstance(ref, Strided):
+        return False
+    return min(ref.steps, default=0) < 0 or sum((n - 1) * s for n, s in zip(ref.shape, ref.steps, strict=True)) >= 2**31
+
+
 def dense(c: Lowering, x: Strided) -> Strided:
     """The same elements in order; they are copied to a workspace unless they lie so already."""
     target = strides(x.shape)
@@ -35,6 +48,29 @@ def dense(c: Lowering, x: Strided) -> Strided:
     made = c.temp(x.dtype, x.shape)
     strided_copy(c, made, x, [Dim(n, s, t) for n, s, t in zip(x.shape, x.steps, target, strict=True)])
     return whole(made)
+
+
+def seen_through(c: Lowering, nodes: Sequence[NodeView], specs: dict[str, Spec], values: dict[str, Strided]) -> None:
+    """Results of nodes of VIEWS, as specs and as views of what is in `values`, which both gain them."""
+    for node in nodes:
+        numbers = [None if v is None else specs[v.name] for v in node.inputs]
+        outs = infer(node, numbers)
+        first = node.inputs[0]
+        assert first is not None, "what is viewed is there"
+        views = viewed(c, node, values[first.name], outs, numbers)
+        for v, spec, x in zip(node.outputs, outs, views, strict=False):
+            if v is not None:
+                specs[v.name], values[v.name] = spec, x
+
+
+def runs(x: Strided) -> bool:
+    """Whether elements lie side by side in runs that are worth to be read where they are."""
+    size = 1
+    for n, step in zip(reversed(x.shape), reversed(x.steps), strict=True):
+        if n != 1 and step != size:
+            break
+        size *= n
+    return size >= RUN or size == x.size
 
 
 def viewed(
