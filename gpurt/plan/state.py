@@ -55,14 +55,17 @@ class PlanState:
         env: Mapping[str, Held],
         destinations: Mapping[str, Destination],
         sizing: Sizing | None = None,
+        symbols: tuple[int, ...] = (),
     ) -> None:
         self._draft = draft
         self._sizing = sizing
         self._symbols: tuple[int, ...] = ()
-        self._values: list[Sequence[int]] = [()]  # of all sizes of a template, for the symbols that were set last
+        # Of all sizes of a template: for the run at hand, since binding makes memory for outputs; later those set last.
+        self._values: list[Sequence[int]] = [() if sizing is None else sizing.expressions.values(symbols)]
         self._preset = draft.preset
         self._resizable: list[tuple[Bound, list[int]]] = []
         self._concrete = partial(_concrete, sizing, self._values)
+        self._number = partial(_number, sizing, self._values)
         self._places = places
         self._memories = memories
         self._constants = constants
@@ -157,7 +160,7 @@ class PlanState:
             return env[name].on_device(space, run)
         spec = self._specs[name]
         assert spec is not None, "only outputs whose shape is known are written from within the plan"
-        return destinations[name].place(name, spec, space, run)
+        return destinations[name].place(name, self._concrete(spec), space, run)
 
     def _bind(self, run: Run, env: Mapping[str, Held]) -> Sequence[BoundStep]:
         # A proxy: a state that knew itself would be freed only when the garbage collector comes by.
@@ -186,7 +189,7 @@ class PlanState:
             elif isinstance(step, CopyStep):
                 self._note_foreign(step.source)
                 self._note_foreign(step.slot)
-                steps.append((step, ops.copy(step, partial(ref, step.source), partial(ref, step.slot))))
+                steps.append((step, ops.copy(step, partial(ref, step.source), partial(ref, step.slot), self._number)))
             elif isinstance(step, ReadStep):
                 self._note_foreign(step.slot)
                 steps.append((step, ops.read(step, partial(ref, step.slot), self._concrete)))
@@ -283,3 +286,8 @@ class PlanState:
 def _concrete(sizing: Sizing | None, values: Sequence[Sequence[int]], spec: Spec) -> Spec:
     """A spec with the numbers of this run."""
     return spec if sizing is None else sizing.spec(spec, values[0])
+
+
+def _number(sizing: Sizing | None, values: Sequence[Sequence[int]], n: Any) -> int:
+    """A size of this run."""
+    return int(n) if sizing is None else sizing.number(n, values[0])
