@@ -97,9 +97,13 @@ class PlanState:
         except BaseException:
             self.close()
             raise
+        self._yielded: dict[Slot, BufferRef] = {}  # where outputs are that lie in no memory from outside
         for _, place in draft.outputs:
             for slot in place.slots.values():
                 self._note_foreign(slot)
+                root, _ = slot.root()
+                if root.bound is None and not root.name and not root.target:
+                    self._yielded[slot] = self._ref(slot, run, env)
 
     def _take(self, blocks: Mapping[int, Sequence[int]], run: Run) -> None:
         for space, sizes in blocks.items():
@@ -258,7 +262,11 @@ class PlanState:
                 value = registers[place.register]
                 held = Held(ops.own(value, self._mapped) if self._mapped else value)
             for space, slot in place.slots.items():
-                root, shift = slot.root()
+                mine = self._yielded.get(slot)
+                if mine is not None:
+                    held.tensors[space] = DeviceTensor(mine, lease)
+                    continue
+                root, _ = slot.root()
                 if root.name and root.name in env:
                     held.tensors[space] = DeviceTensor(self._ref(slot, run, env), env[root.name].tensors[space].lease)
                 else:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpurt.plan.values import aligned_empty
+from gpurt.plan.values import address, aligned_empty
 from gpurt.spec import Spec
 from gpurt.tensor import Tensor
 
@@ -23,13 +23,13 @@ def owned(values: Sequence[Any], feeds: Iterable[Any], fixed: frozenset[int]) ->
         if isinstance(value, np.ndarray) and value.dtype.kind == "O":
             value = value.copy()
         elif isinstance(value, np.ndarray):
-            owner = root(value)
+            owner, flags = root(value), value.flags
             alone = id(owner) not in taken and id(owner) not in fixed and owner.flags.owndata
-            if not (alone and value.flags.writeable and value.flags.c_contiguous and value.ctypes.data % 64 == 0):
+            if not (alone and flags.writeable and flags.c_contiguous and address(value) % 64 == 0):
                 copy = aligned_empty(Spec(value.dtype, value.shape))
                 copy[...] = value
-                value = copy
-            taken.add(id(root(value)))
+                value, owner = copy, root(copy)
+            taken.add(id(owner))
         found.append(value)
     return found
 
