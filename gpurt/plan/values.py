@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from ctypes import addressof, c_byte
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -262,14 +261,6 @@ class Held:
             lease = run.lease(lambda: run.give_back(space, nbytes, ref))
             tensor = self.tensors[space] = DeviceTensor(ref, lease)
         return tensor.ref
-
-
-def address(array: np.ndarray) -> int:
-    """Where a writable, contiguous array begins."""
-    # Half of the time that ndarray.ctypes takes; dtypes that others register have no buffer protocol.
-    if array.dtype.isbuiltin == 1 and array.size:
-        return addressof(c_byte.from_buffer(array))  # type: ignore[arg-type]
-    return array.ctypes.data
 
 
 def aligned_empty(spec: Spec) -> np.ndarray:
