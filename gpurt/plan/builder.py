@@ -106,7 +106,7 @@ class Builder(Delivery):
         self._add_constants(self._graph)
         self._spoilt = any(t.space > 0 and not t.direct for t in (targets or {}).values())
         if start and targets:  # what earlier plans yielded may lie in the past's memory
-            targets = {n: replace(t, past="") for n, t in targets.items()}
+            targets = {n: t._replace(past="") for n, t in targets.items()}
         end = start
         try:
             while end < len(items):

@@ -110,7 +110,7 @@ class Delivery(ABC):
             if self._spoilt and slot.root()[0].name:
                 slot = self._staged(slot)
             self._lasting.add(slot)
-            late.append(CopyStep(slot, end))
+            late.append(CopyStep(slot, end, end.nbytes))
         else:
             register = self._on_host(name, "")
             if place.pending is not None:
@@ -127,7 +127,7 @@ class Delivery(ABC):
         self._slots.append(stage)
         for used in (slot, stage):
             used.use(len(self._steps))
-        self._steps.append(CopyStep(slot, stage))
+        self._steps.append(CopyStep(slot, stage, slot.nbytes))
         return stage
 
 

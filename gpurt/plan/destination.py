@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,9 +18,8 @@ LEAVE = -1
 """The space of an output that nobody asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What the planner has to know of a destination; it is part of a plan's key.
+class Target(NamedTuple):
+    """What the planner has to know of a destination; it is part of a plan's key, so it is hashed at each run.
 
     Attributes:
         space: memory space; 0 is the host, LEAVE wherever the value happens to be.

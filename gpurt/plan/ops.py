@@ -72,12 +72,13 @@ def copy(
     step: CopyStep,
     source: Callable[[Run, Mapping[str, Held]], BufferRef],
     ref: Callable[[Run, Mapping[str, Held]], BufferRef],
+    number: Callable[[Any], int],
 ) -> Op:
     """Copy within a device."""
-    space, nbytes = step.slot.space, step.slot.nbytes
+    space, nbytes = step.slot.space, step.nbytes
 
     def op(run: Run, _: list[Any]) -> None:
-        run.memory(space).copy(ref(run, {}), source(run, {}), nbytes, run.stream(space))
+        run.memory(space).copy(ref(run, {}), source(run, {}), number(nbytes), run.stream(space))
 
     return op
 

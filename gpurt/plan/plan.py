@@ -32,7 +32,7 @@ class Plan:
             merge_in_place(draft)
         self.streamed: dict[int, Streamed] = {}
         for space, memory in enumerate(memories):
-            if sizing is None and memory is not None and memory.streams_weights:
+            if memory is not None and memory.streams_weights:
                 found = stream_weights(draft, space, memory)
                 if found is not None:
                     self.streamed[space] = found
@@ -84,7 +84,7 @@ class Plan:
             with self._lock:
                 state = self._pool.pop() if self._pool else None
         if state is None:
-            state = self._state(run, env, destinations)
+            state = self._state(run, env, destinations, symbols)
         run.usage.begin(self.sizes, self.lower_bounds)
         lease = run.lease(lambda: self._give_back(state, run))
         try:
@@ -94,6 +94,19 @@ class Plan:
             state.execute(run, env, destinations, lease)
         finally:
             run.usage.yielded(self.yields)
+
+    def fits(self) -> bool:
+        """Whether it keeps the limits of the devices that it streams weights to.
+
+        A template's memory is for the largest sizes of its window: it may not fit where a plan for one size does.
+        """
+        limits = {s: int(self._memory(s).arena.stats().get("limit", 0)) for s in self.streamed}
+        return all(self.sizes[s] + found.resident <= limits[s] for s, found in self.streamed.items())
+
+    def _memory(self, space: int) -> DeviceMemory:
+        memory = self._memories[space]
+        assert memory is not None, "the host has no device memory"
+        return memory
 
     def held(self) -> int:
         """Bytes of device memory that its states hold."""
@@ -118,7 +131,9 @@ class Plan:
         self._retired = True
         self.trim()
 
-    def _state(self, run: Run, env: Mapping[str, Held], destinations: Mapping[str, Destination]) -> PlanState:
+    def _state(
+        self, run: Run, env: Mapping[str, Held], destinations: Mapping[str, Destination], symbols: tuple[int, ...]
+    ) -> PlanState:
         """A new state; where memory is short, idle states of all plans make room first."""
         args = (
             self._draft,
@@ -130,6 +145,7 @@ class Plan:
             env,
             destinations,
             self._sizing,
+            symbols,
         )
         with run.span("Session", "bind", {}):
             try:

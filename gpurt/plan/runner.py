@@ -179,9 +179,7 @@ class GraphRunner:
                     self._site.parallel.arrange(draft, targets)
                 return draft
 
-            # Memory from outside is copied by sizes that a plan fixes: such plans serve one size.
-            streams = any(m is not None and m.streams_weights for m in self._site.memories)
-            if not destinations and not streams and self._template(position, signature, known, walk):
+            if self._template(position, signature, known, walk):
                 served = self._served(position, signature)
                 if served is not None:
                     return served

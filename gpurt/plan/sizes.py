@@ -236,12 +236,13 @@ class Sizing:
         """A spec with numbers in place of its sizes."""
         if not any(isinstance(n, Size) for n in spec.shape):
             return spec
-        return Spec(spec.dtype, tuple(self._number(n, values) for n in spec.shape))
+        return Spec(spec.dtype, tuple(self.number(n, values) for n in spec.shape))
 
     def content(self, spec: SizedSpec, values: Sequence[int]) -> np.ndarray:
         """The content of a tensor of sizes."""
-        numbers = [self._number(n, values) for n in spec.sizes.reshape(-1)]
+        numbers = [self.number(n, values) for n in spec.sizes.reshape(-1)]
         return np.array(numbers, spec.dtype).reshape(spec.shape)
 
-    def _number(self, n: Any, values: Sequence[int]) -> int:
+    def number(self, n: Any, values: Sequence[int]) -> int:
+        """The number that a size is; numbers are themselves."""
         return values[self.expressions.index(n)] if isinstance(n, Size) else int(n)

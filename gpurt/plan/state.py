@@ -55,14 +55,17 @@ class PlanState:
         env: Mapping[str, Held],
         destinations: Mapping[str, Destination],
         sizing: Sizing | None = None,
+        symbols: tuple[int, ...] = (),
     ) -> None:
         self._draft = draft
         self._sizing = sizing
         self._symbols: tuple[int, ...] = ()
-        self._values: list[Sequence[int]] = [()]  # of all sizes of a template, for the symbols that were set last
+        # Of all sizes of a template: for the run at hand, since binding makes memory for outputs; later those set last.
+        self._values: list[Sequence[int]] = [() if sizing is None else sizing.expressions.values(symbols)]
         self._preset = draft.preset
         self._resizable: list[tuple[Bound, list[int]]] = []
         self._concrete = partial(_concrete, sizing, self._values)
+        self._number = partial(_number, sizing, self._values)
         self._places = places
         self._memories = memories
         self._constants = constants
@@ -94,9 +97,13 @@ class PlanState:
         except BaseException:
             self.close()
             raise
+        self._yielded: dict[Slot, BufferRef] = {}  # where outputs are that lie in no memory from outside
         for _, place in draft.outputs:
             for slot in place.slots.values():
                 self._note_foreign(slot)
+                root, _ = slot.root()
+                if root.bound is None and not root.name and not root.target:
+                    self._yielded[slot] = self._ref(slot, run, env)
 
     def _take(self, blocks: Mapping[int, Sequence[int]], run: Run) -> None:
         for space, sizes in blocks.items():
@@ -157,7 +164,7 @@ class PlanState:
             return env[name].on_device(space, run)
         spec = self._specs[name]
         assert spec is not None, "only outputs whose shape is known are written from within the plan"
-        return destinations[name].place(name, spec, space, run)
+        return destinations[name].place(name, self._concrete(spec), space, run)
 
     def _bind(self, run: Run, env: Mapping[str, Held]) -> Sequence[BoundStep]:
         # A proxy: a state that knew itself would be freed only when the garbage collector comes by.
@@ -186,7 +193,7 @@ class PlanState:
             elif isinstance(step, CopyStep):
                 self._note_foreign(step.source)
                 self._note_foreign(step.slot)
-                steps.append((step, ops.copy(step, partial(ref, step.source), partial(ref, step.slot))))
+                steps.append((step, ops.copy(step, partial(ref, step.source), partial(ref, step.slot), self._number)))
             elif isinstance(step, ReadStep):
                 self._note_foreign(step.slot)
                 steps.append((step, ops.read(step, partial(ref, step.slot), self._concrete)))
@@ -255,7 +262,11 @@ class PlanState:
                 value = registers[place.register]
                 held = Held(ops.own(value, self._mapped) if self._mapped else value)
             for space, slot in place.slots.items():
-                root, shift = slot.root()
+                mine = self._yielded.get(slot)
+                if mine is not None:
+                    held.tensors[space] = DeviceTensor(mine, lease)
+                    continue
+                root, _ = slot.root()
                 if root.name and root.name in env:
                     held.tensors[space] = DeviceTensor(self._ref(slot, run, env), env[root.name].tensors[space].lease)
                 else:
@@ -283,3 +294,8 @@ class PlanState:
 def _concrete(sizing: Sizing | None, values: Sequence[Sequence[int]], spec: Spec) -> Spec:
     """A spec with the numbers of this run."""
     return spec if sizing is None else sizing.spec(spec, values[0])
+
+
+def _number(sizing: Sizing | None, values: Sequence[Sequence[int]], n: Any) -> int:
+    """A size of this run."""
+    return int(n) if sizing is None else sizing.number(n, values[0])

@@ -113,10 +113,11 @@ class StoreStep:
 
 @dataclass(slots=True)
 class CopyStep:
-    """Copy a slot into another one of the same space."""
+    """Copy a value's bytes from a slot into another one of the same space; a template's slots may be larger."""
 
     source: Slot
     slot: Slot
+    nbytes: Any
 
 
 @dataclass(slots=True)

@@ -13,13 +13,13 @@ from typing import Any
 
 from gpurt.plan.plan import Plan, merge_in_place
 from gpurt.plan.sizes import Sizing, sized
-from gpurt.plan.steps import DeviceStep, Draft, ReadStep, Slot, StoreStep, ViewStep, WriteStep
+from gpurt.plan.steps import CopyStep, DeviceStep, Draft, ReadStep, Slot, StoreStep, ViewStep, WriteStep
 from gpurt.provider import DeviceMemory
 from gpurt.spec import SizedSpec, Spec
 from gpurt.symbolic import Expressions, Guards, Size
 
 Signature = Sequence[Any]
-"""For each value that a plan begins with: (shape, dtype number, content or place), or None."""
+"""For each value that a plan begins with: (shape, dtype number, content or place), or None; then bound outputs."""
 
 Pair = tuple[int, int]
 
@@ -111,7 +111,8 @@ def make_template(
     guards = Guards(len(pairs))
     symbols = [Size.symbol(guards, i, now) for i, (_, now) in enumerate(pairs)]
     entries: dict[str, Spec | None] = {}
-    for (name, spec), a, b in zip(specs.items(), old, new, strict=True):
+    # Behind the values, a signature may have what else there is to a plan: where outputs are wanted.
+    for (name, spec), a, b in zip(specs.items(), old, new, strict=False):
         if a == b or spec is None:
             entries[name] = spec
             continue
@@ -130,7 +131,8 @@ def make_template(
     steps = [[v + step for v in values] for step in (1, -1)]
     if not narrow and not any(holds(*v) for v in steps):
         return None
-    return Template(old, new, pairs, Plan(draft, memories, sizing), holds)
+    plan = Plan(draft, memories, sizing)
+    return Template(old, new, pairs, plan, holds) if plan.fits() else None
 
 
 def _lay_out(draft: Draft, guards: Guards, largest: Sequence[int]) -> list[tuple[Size, int]]:
@@ -141,6 +143,8 @@ def _lay_out(draft: Draft, guards: Guards, largest: Sequence[int]) -> list[tuple
             slots.update((id(s), s) for s in step.slots)
         elif isinstance(step, (ReadStep, ViewStep, WriteStep, StoreStep)):
             slots[id(step.slot)] = step.slot
+        elif isinstance(step, CopyStep):
+            slots[id(step.source)], slots[id(step.slot)] = step.source, step.slot
     for _, place in draft.outputs:
         slots.update((id(s), s) for s in place.slots.values())
     for slot in list(slots.values()):
@@ -169,6 +173,8 @@ def _collect(draft: Draft, guards: Guards) -> Expressions:
                 expressions.index(size)
         elif isinstance(step, (ReadStep, ViewStep)):
             specs.append(step.spec)
+        elif isinstance(step, CopyStep) and isinstance(step.nbytes, Size):
+            expressions.index(step.nbytes)
     specs += [value for _, value in draft.preset if isinstance(value, SizedSpec)]
     for spec in specs:
         if spec is None or not sized(spec):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ class Elsewhere:
 
 def check_names(names: Iterable[str], inputs: Sequence[GraphInput]) -> None:
     """Raise InvalidArgument for a name that is none of the model's inputs."""
-    known = [i.name for i in inputs]
+    known = {i.name: None for i in inputs}
     for name in names:
         if name not in known:
             raise InvalidArgument(
@@ -62,6 +63,9 @@ def _check(info: GraphInput, value: Any) -> Any:
         return value
     if not info.type.startswith("tensor("):
         return _check_container(info, value)
+    if type(value) is np.ndarray and value.flags.c_contiguous and _is(value.dtype, info.type):
+        check_fit(f"input {info.name!r}", info, value.dtype, value.shape)
+        return value
     expected = dtypes.from_name(info.type[len("tensor(") : -1])
     if isinstance(value, Tensor):
         check_fit(f"input {info.name!r}", info, value.dtype, value.shape)
@@ -85,16 +89,28 @@ def _check(info: GraphInput, value: Any) -> Any:
     return array if array.ndim == 0 else np.ascontiguousarray(array)
 
 
+def _is(dtype: np.dtype, text: str) -> bool:
+    """Whether a dtype is that of a tensor's type without a look at it; what is not may be equal still."""
+    return dtype is _builtin(text)
+
+
+@cache
+def _builtin(text: str) -> np.dtype | None:
+    """The dtype of a tensor's type, of which NumPy has one object only; None for strings and what others register."""
+    dtype = dtypes.from_name(text[len("tensor(") : -1])
+    return np.dtype(dtype.char) if dtype.isbuiltin == 1 and dtype.kind != "O" else None
+
+
 def check_fit(what: str, info: GraphInput, dtype: np.dtype, shape: Sequence[int]) -> None:
     """Raise InvalidArgument unless a tensor of this dtype and shape fits an input or output of the model."""
     expected = dtypes.from_name(info.type[len("tensor(") : -1])
-    if dtype != expected:
+    if dtype is not expected and dtype != expected:
         narrow = expected.isbuiltin == 2 and dtype.kind in "iu" and dtype.itemsize == expected.itemsize
         cast = f"gpurt.Tensor.from_dlpack(x, dtype={expected.name!r})" if narrow else f"array.astype({expected.name!r})"
         raise InvalidArgument(
             f"{what} is {dtype}, the model wants {expected}", remedy=f"Give {_describe(info)}; for example {cast}"
         )
-    if info.shape is None:
+    if info.shape is None or info.shape == shape:
         return
     if len(shape) != len(info.shape):
         raise InvalidArgument(

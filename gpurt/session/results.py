@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from ctypes import addressof, c_byte
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,13 @@ def owned(values: Sequence[Any], feeds: Iterable[Any], fixed: frozenset[int]) ->
         if isinstance(value, np.ndarray) and value.dtype.kind == "O":
             value = value.copy()
         elif isinstance(value, np.ndarray):
-            owner = root(value)
+            owner, flags = root(value), value.flags
             alone = id(owner) not in taken and id(owner) not in fixed and owner.flags.owndata
-            if not (alone and value.flags.writeable and value.flags.c_contiguous and value.ctypes.data % 64 == 0):
+            if not (alone and flags.writeable and flags.c_contiguous and address(value) % 64 == 0):
                 copy = aligned_empty(Spec(value.dtype, value.shape))
                 copy[...] = value
-                value = copy
-            taken.add(id(root(value)))
+                value, owner = copy, root(copy)
+            taken.add(id(owner))
         found.append(value)
     return found
 
@@ -49,3 +50,11 @@ def root(array: np.ndarray) -> np.ndarray:
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array
+
+
+def address(array: np.ndarray) -> int:
+    """Where a writable, contiguous array begins."""
+    # Half of the time that ndarray.ctypes takes; dtypes that others register have no buffer protocol.
+    if array.dtype.isbuiltin == 1 and array.size:
+        return addressof(c_byte.from_buffer(array))  # type: ignore[arg-type]
+    return array.ctypes.data

@@ -63,6 +63,34 @@ def test_a_model_runs_under_half_of_its_weights(provider: DeviceProvider, model,
     assert memory["allocations_last_run"] == 0
 
 
+def test_a_template_streams_weights_for_other_numbers_of_rows(provider: DeviceProvider, model) -> None:
+    given = gpurt.SessionOptions(partitioning="greedy")
+    s = gpurt.InferenceSession(model, given, providers=[options(provider, "stream"), "cpu"])
+    reference = gpurt.InferenceSession(model, providers=["cpu"])
+    made = []
+    for count in (17, 18, 19, 20, 25, 31, 22):
+        (want,) = reference.run(None, rows(count))
+        np.testing.assert_allclose(s.run(None, rows(count))[0], want, atol=1e-5)
+        (memory,) = s.memory().values()
+        assert memory["held"] + memory["weights"] <= LIMIT
+        assert memory["streamed"] > LIMIT // 2
+        made.append(len(s._runner.plans()))
+    assert made == [1, 2, 2, 2, 2, 2, 2]
+
+
+def test_where_a_template_s_memory_is_over_the_limit_each_size_has_a_plan(provider: DeviceProvider, model) -> None:
+    """Values of 2,000 rows fit beside the weights of one step, those of 4,096 rows do not."""
+    kernel_class = provider.info.kernel_class
+    limit = 2 * (2100 * WIDTH * 4) + 2 * WIDTH * WIDTH * 4
+    about = {"kernel_class": kernel_class, "memory_limit": limit, "over_budget": "stream", "zero_copy": False}
+    s = gpurt.InferenceSession(model, gpurt.SessionOptions(partitioning="greedy"), providers=[("opencl", about), "cpu"])
+    reference = gpurt.InferenceSession(model, providers=["cpu"])
+    for count in (2050, 2060, 2070):
+        (want,) = reference.run(None, rows(count))
+        np.testing.assert_allclose(s.run(None, rows(count))[0], want, atol=1e-5)
+    assert s._runner._templates == [[]] * len(s._runner._templates)
+
+
 def test_copies_have_a_queue_of_their_own(provider: DeviceProvider, model, tmp_path: Path) -> None:
     given = gpurt.SessionOptions(partitioning="greedy", enable_profiling=True, profile_file_prefix=str(tmp_path / "p"))
     s = gpurt.InferenceSession(model, given, providers=[options(provider, "stream"), "cpu"])

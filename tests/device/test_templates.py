@@ -13,6 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 import gpurt
 from gpurt.device.provider import DeviceProvider
 from gpurt.plan.runner import GraphRunner
+from gpurt.plan.values import aligned_empty
+from gpurt.spec import Spec
 
 WIDTH = 8
 
@@ -139,8 +141,9 @@ def sessions(made: bytes, provider: DeviceProvider) -> tuple[Any, Any]:
     st.lists(st.tuples(st.integers(0, len(BLOCKS) - 1), st.integers(0, 9)), min_size=1, max_size=5),
     st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=3, max_size=6),
     st.booleans(),
+    st.sampled_from(["run", "cpu", "opencl", "memory"]),
 )
-def test_any_sizes_in_any_order(provider, blocks, sizes, grows):
+def test_any_sizes_in_any_order(provider, blocks, sizes, grows, where):
     if grows:
         sizes = [(sizes[0][0], sizes[0][1] + i) for i in range(8)]
     ours, theirs = sessions(model(blocks), provider)
@@ -150,7 +153,13 @@ def test_any_sizes_in_any_order(provider, blocks, sizes, grows):
             expected = theirs.run(None, given_)
         except gpurt.errors.GpurtError:
             continue  # a Gather out of range, for one
-        for a, b in zip(ours.run(None, given_), expected, strict=True):
+        if where == "run":
+            found = ours.run(None, given_)
+        else:
+            names = [o.name for o in ours.get_outputs()]
+            places = [memory(e.shape, "opencl") if where == "memory" else where for e in expected]
+            found = [t.numpy() for t in bound(ours, given_, dict(zip(names, places, strict=True)))]
+        for a, b in zip(found, expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3)
 
 
@@ -190,3 +199,153 @@ def test_a_growing_cache_walks_once_a_window_and_builds_nothing(provider, monkey
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3)
     assert not built
     assert len(walked) <= 2
+
+
+class Counts:
+    """Plans that templates gave a runner, its walks for templates, and kernels built; since the last reset."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.runner: Any = None
+        self.reset()
+        program, template, served = DeviceProvider.program, GraphRunner._template, GraphRunner._served
+
+        def built(provider: Any, *args: Any) -> Any:
+            known = len(provider._programs)
+            found = program(provider, *args)
+            self.builds += len(provider._programs) - known
+            return found
+
+        def walked(runner: Any, *args: Any) -> bool:
+            self.walks += runner is self.runner
+            return template(runner, *args)
+
+        def found(runner: Any, *args: Any) -> Any:
+            plan = served(runner, *args)
+            self.hits += runner is self.runner and plan is not None
+            return plan
+
+        monkeypatch.setattr(DeviceProvider, "program", built)
+        monkeypatch.setattr(GraphRunner, "_template", walked)
+        monkeypatch.setattr(GraphRunner, "_served", found)
+
+    def reset(self) -> None:
+        self.builds = self.walks = self.hits = 0
+
+
+def bound(session: Any, feeds: dict[str, Any], outputs: dict[str, Any]) -> list[Any]:
+    """Outputs of a run; each is bound to a device by name or to memory."""
+    binding = session.io_binding()
+    for name, value in feeds.items():
+        binding.bind_ortvalue_input(name, value)
+    for name, where in outputs.items():
+        if isinstance(where, str):
+            binding.bind_output(name, where)
+        else:
+            binding.bind_ortvalue_output(name, where)
+    session.run_with_iobinding(binding)
+    return binding.get_outputs()
+
+
+def memory(shape: tuple[int, ...], where: str) -> gpurt.Tensor:
+    """Memory for an output; all of it begins where a device that shares the host's memory can write."""
+    return gpurt.Tensor.from_numpy(aligned_empty(Spec(np.dtype(np.float32), shape)), where)
+
+
+def growing() -> bytes:
+    """A step of attention over a cache: y [2, m, WIDTH] and x [2, n, WIDTH] -> the cache grown by x, and the read."""
+    g = Maker()
+    q = g.op("MatMul", "x", g.weight(WIDTH, WIDTH))
+    cache = g.op("Concat", "y", q, axis=1)
+    read = g.op("Tanh", _masked(g, q, cache))
+    graph = helper.make_graph(
+        [*g.nodes, helper.make_node("Identity", [cache], ["grown"]), helper.make_node("Identity", [read], ["read"])],
+        "g",
+        [helper.make_tensor_value_info(v, 1, [2, s, WIDTH]) for v, s in (("x", "n"), ("y", "m"))],
+        [helper.make_tensor_value_info(v, 1, [2, None, WIDTH]) for v in ("grown", "read")],
+        g.weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+def test_a_cache_that_stays_on_the_device_grows_without_walks_and_builds(provider, monkeypatch):
+    counts = Counts(monkeypatch)
+    ours, theirs = sessions(growing(), provider)
+    counts.runner = ours._runner
+    cache: Any = feed(1, 33)["y"]
+    reference = cache
+    for m in range(33, 60):
+        if m == 36:
+            counts.reset()
+        x = feed(1, m)["x"]
+        cache, read = bound(ours, {"x": x, "y": cache}, {"grown": "opencl", "read": "cpu"})
+        reference, expected = theirs.run(None, {"x": x, "y": reference})
+        assert cache.device == "opencl:0"
+        np.testing.assert_allclose(read.numpy(), expected, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(cache.numpy(), reference, rtol=2e-3, atol=2e-3)
+    assert (counts.walks, counts.builds, counts.hits) == (0, 0, 24)
+
+
+@pytest.mark.parametrize("where", ["cpu", "opencl"])
+def test_outputs_in_memory_of_the_caller(provider, monkeypatch, where):
+    counts = Counts(monkeypatch)
+    ours, theirs = sessions(growing(), provider)
+    counts.runner = ours._runner
+    for m in (40, 41, 42, 43, 50, 37, 45):
+        if m == 43:
+            counts.reset()
+        given_ = feed(2, m)
+        wanted = theirs.run(None, given_)
+        mine = [memory(w.shape, where) for w in wanted]
+        bound(ours, given_, dict(zip(("grown", "read"), mine, strict=True)))
+        for a, b in zip(mine, wanted, strict=True):
+            np.testing.assert_allclose(a.numpy(), b, rtol=2e-3, atol=2e-3)
+        small = memory((2, m, WIDTH), where)
+        with pytest.raises(gpurt.InvalidArgument, match="memory bound to output 'grown'"):
+            bound(ours, given_, {"grown": small, "read": mine[1]})
+    assert (counts.walks, counts.builds) == (0, 0)
+    assert counts.hits == 8  # those that are refused are planned, too
+
+
+def shared() -> bytes:
+    """Rows x [n, WIDTH] written at positions [n, 1] of a cache past [128, WIDTH]; and products of them."""
+    g = Maker()
+    graph = helper.make_graph(
+        [
+            helper.make_node("Tanh", ["x"], ["new"]),
+            helper.make_node("ScatterND", ["past", "at", "new"], ["present"]),
+            helper.make_node("MatMul", ["new", g.weight(WIDTH, WIDTH)], ["y"]),
+        ],
+        "g",
+        [
+            helper.make_tensor_value_info("x", 1, ["n", WIDTH]),
+            helper.make_tensor_value_info("at", TensorProto.INT64, ["n", 1]),
+            helper.make_tensor_value_info("past", 1, [128, WIDTH]),
+        ],
+        [
+            helper.make_tensor_value_info("present", 1, [128, WIDTH]),
+            helper.make_tensor_value_info("y", 1, ["n", WIDTH]),
+        ],
+        g.weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+def test_a_cache_in_one_buffer_is_written_in_place_whatever_the_number_of_rows(provider, monkeypatch):
+    counts = Counts(monkeypatch)
+    ours, theirs = sessions(shared(), provider)
+    counts.runner = ours._runner
+    reference = np.zeros((128, WIDTH), np.float32)
+    cache = gpurt.Tensor.from_numpy(reference, "opencl")
+    end = 0
+    for count in (9, 10, 11, 13, 12, 14):
+        if end == 19:
+            counts.reset()
+        x = feed(count, 1)["x"][0]
+        at = gpurt.Tensor.from_numpy(np.arange(end, end + count).reshape(-1, 1), "opencl")
+        present, y = bound(ours, {"x": x, "at": at, "past": cache}, {"present": cache, "y": "cpu"})
+        reference, wanted = theirs.run(None, {"x": x, "at": at.numpy(), "past": reference})
+        assert present.storage is cache.storage
+        np.testing.assert_allclose(y.numpy(), wanted, rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(cache.numpy(), reference, rtol=2e-3, atol=2e-3)
+        end += count
+    assert (counts.walks, counts.builds, counts.hits) == (0, 0, 4)
