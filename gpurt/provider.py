@@ -304,7 +304,7 @@ class Provider(ABC):
     memory_space: str
 
     prefers_integers: bool = False
-    """Whether products of quantized numbers shall come as integer operators (QLinearConv, QLinearMatMul and others), for
+    """Whether products of quantized numbers shall come as integer operators (QLinearConv, QLinearMatMul, ...), for
     hardware that is faster with these: floats between DequantizeLinear and QuantizeLinear become them from level
     extended on. Since version 1.1 of the contract."""
 
