@@ -450,6 +450,7 @@ APART = {
     "GroupNormFusion",
     "GroupNormAffineFusion",
     "EmbedLayerNormFusion",
+    *(f"{what}QDQFusion" for what in ("Conv", "Gemm", "MatMul", "Binary", "Unary")),  # test_optimizer_integers.py
 }
 
 
