@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from gpurt.device.lowering import Emitted, Lowering, Ref
+from gpurt.device.lowering import Emitted, Ref
 from gpurt.device.ops.movement import strides
 from gpurt.device.unit import Host, finish, lowering_for
-from gpurt.device.views import VIEWS, Strided, dense, viewed, whole
+from gpurt.device.views import VIEWS, Strided, dense, seen_through, whole
 from gpurt.graph.view import GraphView, NodeView
 from gpurt.infer import infer
 from gpurt.provider import Operand, Refused, UnitPlan
@@ -55,8 +55,7 @@ class AttendedUnit:
         emitted = Emitted()
         c = lowering_for(self._host, self._node, [], [], emitted)
         try:
-            for node in self._before:
-                self._view(c, node, specs, values)
+            seen_through(c, self._before, specs, values)
             own = [None if v is None else specs[v.name] for v in self._node.inputs]
             outs = infer(self._node, own)
         except ValueError as e:
@@ -76,17 +75,6 @@ class AttendedUnit:
         spec = infer(self._after, [out])[0]
         steps = strides(spec.shape)
         return Strided(out, operand, 0, tuple(steps[p] for p in _JOIN)), spec
-
-    @staticmethod
-    def _view(c: Lowering, node: NodeView, specs: dict[str, Spec], values: dict[str, Strided]) -> None:
-        numbers = [None if v is None else specs[v.name] for v in node.inputs]
-        outs = infer(node, numbers)
-        first = node.inputs[0]
-        assert first is not None, "what is viewed is there"
-        views = viewed(c, node, values[first.name], outs, numbers)
-        for v, spec, x in zip(node.outputs, outs, views, strict=False):
-            if v is not None:
-                specs[v.name], values[v.name] = spec, x
 
 
 def _side_by_side(x: Strided) -> bool:

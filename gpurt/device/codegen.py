@@ -30,6 +30,7 @@ from gpurt.device.ops.expressions import (
 )
 from gpurt.device.scalars import i64, u32
 from gpurt.device.steps import Step, collapse, eight_wide
+from gpurt.device.views import Strided, far, whole
 from gpurt.dtypes import kernel_name
 from gpurt.provider import Refused
 from gpurt.symbolic import key
@@ -123,7 +124,7 @@ class Kernel:
         if len(self._leaves) > MOST_OPERANDS:
             raise Refused(f"{c.node.op} over {len(self._leaves)} tensors; a kernel takes {MOST_OPERANDS}")
         tensors = [leaf for leaf in self._leaves.values() if not leaf.single]
-        self._dims, strides = collapse(out.shape, [leaf.ref.shape for leaf in tensors])
+        self._dims, strides = collapse(out.shape, [leaf.ref for leaf in tensors])
         for leaf, walk in zip(tensors, strides, strict=True):
             leaf.strides = walk
         if self._vector and len(self._dims) > 1 and self._dims[-1] < 8:
@@ -149,7 +150,8 @@ class Kernel:
             for x in step.operands:
                 if isinstance(x, Ref):
                     # The same tensor may come as several Ref objects.
-                    x = seen.setdefault((id(x.operand), key(x.offset), x.dtype, tuple(map(key, x.shape))), x)
+                    lies = tuple(map(key, (*x.shape, *whole(x).steps)))
+                    x = seen.setdefault((id(x.operand), key(x.offset), x.dtype, lies), x)
                 refs.append(x if isinstance(x, Ref) else None)
                 args.append(None if x is None else names.get(id(x)) or f"{self._mark}{len(names)}")
                 if isinstance(x, Ref):
@@ -333,7 +335,7 @@ class Kernel:
         """GPU class: an item computes a few elements that lie a group's width apart, so that accesses coalesce."""
         n = math.prod(self._dims)
         block = min(_BLOCK, self._c.info.max_group)
-        wide = n >= 2**31 - _PER_ITEM * block
+        wide = n >= 2**31 - _PER_ITEM * block or any(far(leaf.ref) for leaf in self._leaves.values())
         index, scalar = ("i64", i64) if wide else ("u32", u32)
         params.add(f"const {index} n", scalar(n))
         walked = [leaf for leaf in self._leaves.values() if not leaf.single]
@@ -355,7 +357,7 @@ class Kernel:
                         params.add(f"const {index} {leaf.name}_s{d}", scalar(leaf.strides[d]))
                         coordinate += f" * {leaf.name}_s{d}"
                     terms.append(coordinate)
-                dense = leaf.ref.size == n
+                dense = leaf.ref.size == n and not isinstance(leaf.ref, Strided)
                 loads.append(self._load(leaf, "i" if dense else f"({' + '.join(terms)})"))
         else:
             loads = [self._load(leaf, "i") for leaf in walked]

@@ -115,7 +115,7 @@ class Epilogue(Kernel):
 
     def _walk(self, leaf: Leaf) -> list[tuple[int, int, int]]:
         """Terms (step, count, stride): element e of the result sees the one at the sum of e / step % count * stride."""
-        dims, (strides,) = collapse(self._out.shape, [leaf.ref.shape])
+        dims, (strides,) = collapse(self._out.shape, [leaf.ref])
         return [(math.prod(dims[i + 1 :]), dims[i], stride) for i, stride in enumerate(strides) if stride]
 
     def _address(self, leaf: Leaf, params: Params) -> str:

@@ -12,6 +12,7 @@ from gpurt.device.ops.elementwise import step_for
 from gpurt.device.prologue import Prologue
 from gpurt.device.steps import Step
 from gpurt.device.unit import Host, finish, lowering_for
+from gpurt.device.views import dense, runs, seen_through, whole
 from gpurt.graph.view import NodeView, ValueView
 from gpurt.infer import infer
 from gpurt.provider import Operand, Refused, UnitPlan
@@ -27,38 +28,69 @@ class FusedUnit:
 
     symbolic = True
 
-    def __init__(self, host: Host, nodes: Sequence[NodeView]) -> None:
-        self._host = host
-        self.nodes = nodes
-        made = {v.name for node in nodes for v in node.outputs if v is not None}
-        names = [v.name for node in nodes for v in node.inputs if v is not None and v.name not in made]
-        self.inputs: Sequence[str | None] = list(dict.fromkeys(names))
-        last = nodes[-1].outputs[0]
-        assert last is not None
-        self.outputs: Sequence[str | None] = [last.name]
-        self.host_inputs: frozenset[int] = frozenset()
+    def __init__(self, host: Host, nodes: Sequence[NodeView], views: Sequence[NodeView] = ()) -> None:
+        self._host, self._chain, self._views = host, nodes, views
+        self.nodes: Sequence[NodeView] = (*views, *nodes)
+        self.inputs: Sequence[str | None] = _read_by(self.nodes)
+        self.outputs: Sequence[str | None] = [_first(nodes[-1].outputs)]
+        self.host_inputs = _numbers(host, views, self.inputs)
 
     def plan(self, inputs: Sequence[Spec | None]) -> UnitPlan:
         """Shapes from the rules, node by node; one launch for the last. Raises Refused or Unknown."""
-        values: dict[str, Ref | Step] = {}
-        for i, (name, spec) in enumerate(zip(self.inputs, inputs, strict=True)):
-            if name is None or spec is None:
-                raise Refused(f"{self.nodes[0].op}: {name!r} is not there")
-            values[name] = Ref(spec, Operand("in", i))
-        step, out = steps_over(self.nodes, values)
         emitted = Emitted()
-        c = lowering_for(self._host, self.nodes[-1], inputs, [out], emitted)
-        emit(c, step, c.output())
-        inplace = {0: _walked_alike(inputs, out)}
+        c = lowering_for(self._host, self._chain[-1], inputs, [], emitted)
+        values = _values(c, self._views, self.inputs, inputs)
+        step, out = steps_over(self._chain, values)
+        emit(c, step, Ref(out, Operand("out", 0)))
+        inplace = {0: _walked_alike(self._views, self.inputs, inputs, out)}
         return finish(self._host, emitted, [out], "+".join(n.op_type for n in self.nodes), inplace)
 
 
-def _walked_alike(inputs: Sequence[Spec | None], out: Spec) -> tuple[int, ...]:
+def _read_by(nodes: Sequence[NodeView]) -> list[str]:
+    """What nodes read of others than themselves."""
+    made = {v.name for n in nodes for v in n.outputs if v is not None}
+    return list(dict.fromkeys(v.name for n in nodes for v in n.inputs if v is not None and v.name not in made))
+
+
+def _numbers(host: Host, nodes: Sequence[NodeView], names: Sequence[str | None]) -> frozenset[int]:
+    """Positions of the inputs that nodes must know when the plan is made."""
+    rows = [(n, host.table.rows[n.domain, n.op_type].host) for n in nodes]
+    known = {v.name for n, positions in rows for i, v in enumerate(n.inputs) if v is not None and i in positions}
+    return frozenset(i for i, name in enumerate(names) if name in known)
+
+
+def _values(
+    c: Lowering, views: Sequence[NodeView], names: Sequence[str | None], inputs: Sequence[Spec | None]
+) -> dict[str, Ref | Step]:
+    """A unit's inputs, and views of them; one whose elements lie too far apart is brought in order."""
+    specs: dict[str, Spec] = {}
+    for name, spec in zip(names, inputs, strict=True):
+        if name is None or spec is None:
+            raise Refused(f"{c.node.op}: {name!r} is not there")
+        specs[name] = spec
+    values: dict[str, Ref | Step] = {n: Ref(s, Operand("in", i)) for i, (n, s) in enumerate(specs.items())}
+    if views:
+        seen = {n: whole(x) for n, x in values.items() if isinstance(x, Ref)}
+        try:
+            seen_through(c, views, specs, seen)
+        except ValueError as e:
+            raise Refused(str(e)) from e
+        made = [v.name for n in views for v in n.outputs if v is not None]
+        values |= {name: seen[name] if runs(seen[name]) else dense(c, seen[name]) for name in made}
+    return values
+
+
+def _walked_alike(
+    views: Sequence[NodeView], names: Sequence[str | None], inputs: Sequence[Spec | None], out: Spec
+) -> tuple[int, ...]:
     """Positions of the inputs that are read exactly where the result is written, so that both may be one memory."""
+    elsewhere = {v.name for n in views for v in n.inputs if v is not None}
     return tuple(
         i
-        for i, spec in enumerate(inputs)
-        if spec is not None and spec.shape == out.shape and spec.dtype.itemsize == out.dtype.itemsize
+        for i, (name, spec) in enumerate(zip(names, inputs, strict=True))
+        if spec is not None
+        and name not in elsewhere
+        and (spec.shape, spec.dtype.itemsize) == (out.shape, out.dtype.itemsize)
     )
 
 
@@ -74,6 +106,7 @@ class ChainedUnit:
         core: a node of prologue.FED or epilogue.HEADS.
         after: nodes that alone read the first output of `core`, which then has no others.
         wanted: the result of `before` is read by others too; it is the last output.
+        views: nodes of views.VIEWS whose results only nodes before and after read.
     """
 
     symbolic = True
@@ -86,29 +119,23 @@ class ChainedUnit:
         after: Sequence[NodeView],
         *,
         wanted: bool = False,
+        views: Sequence[NodeView] = (),
     ) -> None:
         self._host, self._before, self._core, self._after = host, before, core, after
-        self.nodes: Sequence[NodeView] = (*before, core, *after)
-        made = {v.name for n in self.nodes for v in n.outputs if v is not None}
-        names = [v.name for n in self.nodes for v in n.inputs if v is not None and v.name not in made]
-        self.inputs: Sequence[str | None] = list(dict.fromkeys(names))
+        self._wanted, self._views = wanted, views
+        self.nodes: Sequence[NodeView] = (*views, *before, core, *after)
+        self.inputs: Sequence[str | None] = _read_by(self.nodes)
         self.outputs: Sequence[str | None] = [None if v is None else v.name for v in self.nodes[-1].outputs]
-        self._wanted = wanted
         if wanted:
             self.outputs = [*self.outputs, _first(before[-1].outputs)]
-        known = host.table.rows[core.domain, core.op_type].host
-        numbers = {v.name for i, v in enumerate(core.inputs) if v is not None and i in known}
-        self.host_inputs = frozenset(i for i, name in enumerate(self.inputs) if name in numbers)
+        self.host_inputs = _numbers(host, (*views, core), self.inputs)
 
     def plan(self, inputs: Sequence[Spec | None]) -> UnitPlan:
         """The launches of the core, and around them whatever it leaves to do. Raises Refused or Unknown."""
-        values: dict[str, Ref | Step] = {}
-        for i, (name, spec) in enumerate(zip(self.inputs, inputs, strict=True)):
-            if name is None or spec is None:
-                raise Refused(f"{self._core.op}: {name!r} is not there")
-            values[name] = Ref(spec, Operand("in", i))
         emitted = Emitted()
         c = lowering_for(self._host, self._core, [], [], emitted)
+        values = _values(c, self._views, self.inputs, inputs)
+        start = len(emitted.launches)
         prologue = None
         if self._before:
             root, spec = steps_over(self._before, values)
@@ -131,7 +158,7 @@ class ChainedUnit:
             c = replace(c, results=[epilogue.head], epilogue=epilogue)
         self._host.table.rows[self._core.domain, self._core.op_type].lower(c)
         if prologue is not None:
-            prologue.settle(c, 0)
+            prologue.settle(c, start)
         if epilogue is not None and not epilogue.used:
             epilogue.store_apart()
         outs = outs[: len(self.outputs) - self._wanted]
@@ -144,7 +171,8 @@ class ChainedUnit:
     def _walked(self, inputs: Sequence[Spec | None], data: Spec) -> tuple[int, ...]:
         """Positions of the inputs whose memory the data may take: nothing reads them after they are there."""
         later = {v.name for n in (self._core, *self._after) for v in n.inputs if v is not None}
-        return tuple(i for i in _walked_alike(inputs, data) if self.inputs[i] not in later)
+        alike = _walked_alike(self._views, self.inputs, inputs, data)
+        return tuple(i for i in alike if self.inputs[i] not in later)
 
     def _epilogue(self, c: Lowering, values: dict[str, Ref | Step]) -> tuple[Epilogue, list[Spec]]:
         """What follows, and the spec of its result."""

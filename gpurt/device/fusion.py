@@ -10,6 +10,7 @@ from gpurt.device.epilogue import FLOAT32, HEADS
 from gpurt.device.fused import ChainedUnit, FusedUnit
 from gpurt.device.joined import JoinedUnit, Part, joined
 from gpurt.device.ops.elementwise import FUSIBLE
+from gpurt.device.ops.expressions import EXPRESSIONS
 from gpurt.device.prologue import FED, STORING
 from gpurt.device.steps import eight_wide
 from gpurt.device.unit import Host
@@ -18,6 +19,8 @@ from gpurt.provider import DeviceUnit
 
 MOST_INPUTS: Final = 16
 MOST_NODES: Final = 32
+FOLDED: Final = ("Slice", "Split", "Transpose")
+"""Operators whose results elementwise nodes read where they are."""
 _SCALED: Final = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -53,6 +56,8 @@ def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[Node
         inner |= {number for head, members in parts for number in (head, *members)}
     attentions = attended(host, partition, readers, kept, inner | set(by_last) | set(fed))
     inner |= {number for members in attentions.values() for number in members[:-1]}
+    views = _views(host, partition, by_last, fed, heads, inner | set(attentions), readers, kept)
+    inner |= {number for members in views.values() for number in members}
     units: list[DeviceUnit | tuple[NodeView, ...]] = []
     for number, node in enumerate(partition.nodes):
         if number in attentions:
@@ -66,9 +71,11 @@ def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[Node
             before = [partition.nodes[i] for i in fed.get(core, ())]
             after = [partition.nodes[i] for i in by_last.get(number, ())]
             wanted = bool(before) and _wanted(before, readers, kept)
-            units.append(ChainedUnit(host, before, partition.nodes[core], after, wanted=wanted))
+            seen = [partition.nodes[i] for i in views.get(number, ())]
+            units.append(ChainedUnit(host, before, partition.nodes[core], after, wanted=wanted, views=seen))
         elif number in by_last:
-            units.append(FusedUnit(host, [partition.nodes[i] for i in by_last[number]]))
+            seen = [partition.nodes[i] for i in views.get(number, ())]
+            units.append(FusedUnit(host, [partition.nodes[i] for i in by_last[number]], seen))
         else:
             units.append((node,))
     return units
@@ -163,6 +170,46 @@ def _fed(
         if names[0] == made.name and made.name not in names[1:] and _hostless(node, row.host, nodes):
             found[first] = members
     return found
+
+
+def _views(
+    host: Host,
+    partition: GraphView,
+    by_last: dict[int, list[int]],
+    fed: dict[int, Sequence[int]],
+    heads: dict[int, int],
+    taken: set[int],
+    readers: dict[str, set[int]],
+    kept: set[str],
+) -> dict[int, list[int]]:
+    """Where a unit stands -> the nodes that only view what its elementwise nodes alone read."""
+    units: dict[int, set[int]] = {}
+    places = {head: last for last, head in heads.items()}
+    before = {members[-1]: places.get(number, number) for number, members in fed.items()}
+    for last, members in by_last.items():
+        if last in before or last not in taken:  # what is taken and feeds nothing is in a unit of others
+            units.setdefault(before.get(last, last), set()).update(members)
+    owner = {i: place for place, members in units.items() for i in members}
+    arranged = {p for p, m in units.items() if any(not _walks(partition.nodes[i]) for i in m)}
+    found: dict[int, list[int]] = {}
+    for number in reversed(range(len(partition.nodes))):
+        node = partition.nodes[number]
+        if number in taken or node.domain or node.op_type not in FOLDED or ("", node.op_type) not in host.table.rows:
+            continue
+        names = [v.name for v in node.outputs if v is not None]
+        at = {owner.get(i) for name in names for i in readers.get(name, ())}
+        place = at.pop() if len(at) == 1 and kept.isdisjoint(names) else None
+        if place is None or place in arranged:
+            continue
+        nodes = [partition.nodes[i] for i in units[place]]
+        if _hostless(node, host.table.rows["", node.op_type].host, nodes):
+            owner[number] = place
+            found.setdefault(place, []).insert(0, number)
+    return found
+
+
+def _walks(node: NodeView) -> bool:
+    return EXPRESSIONS[node.domain, node.op_type].arrange is None
 
 
 def _wanted(nodes: Sequence[NodeView], readers: dict[str, set[int]], kept: set[str]) -> bool:

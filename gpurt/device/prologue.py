@@ -91,7 +91,7 @@ class Prologue(Kernel):
         return self._text(walks, inner)
 
     def _walk(self, leaf: Leaf, row: int, inner: int) -> _Walk | None:
-        dims, (strides,) = collapse(self._out.shape, [leaf.ref.shape])
+        dims, (strides,) = collapse(self._out.shape, [leaf.ref])
         outer, along, across = [], 0, 0
         for i, stride in enumerate(strides):
             if not stride:
@@ -101,9 +101,11 @@ class Prologue(Kernel):
                 begin, end = max(step, low), min(step * dims[i], high)
                 if begin >= end:
                     continue
+                pace = begin // step * stride
                 if begin % step or end % begin or (high <= row and (begin, end) != (low, high)):
                     return None
-                pace = begin // step * stride
+                if pace != 1 and high == (row if inner == 1 else inner):  # elements of a vector do not lie side by side
+                    return None
                 if low == row:
                     outer.append((begin // row, None if end == self._out.size else end // begin, pace))
                 elif low == inner:

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpurt.device.lowering import Ref
 from gpurt.device.ops.expressions import EXPRESSIONS
+from gpurt.device.views import whole
 from gpurt.graph.view import NodeView
 
 
@@ -45,19 +46,16 @@ class Step:
         return math.prod(self.shape)
 
 
-def collapse(shape: Sequence[int], operands: Sequence[Sequence[int]]) -> tuple[list[int], list[tuple[int, ...]]]:
-    """The fewest dimensions that walk a shape along dense operands broadcast to it, and each operand's strides.
+def collapse(shape: Sequence[int], operands: Sequence[Ref]) -> tuple[list[int], list[tuple[int, ...]]]:
+    """The fewest dimensions that walk a shape along operands broadcast to it, and each operand's strides.
 
     Dimensions of size 1 vanish, and neighbours merge where every operand walks them as one.
     """
     strides = []
-    for dims in operands:
-        padded = (1,) * (len(shape) - len(dims)) + tuple(dims)
-        steps, step = [0] * len(shape), 1
-        for i in reversed(range(len(shape))):
-            steps[i] = step if padded[i] != 1 else 0
-            step *= padded[i]
-        strides.append(steps)
+    for ref in operands:
+        outer = len(shape) - len(ref.shape)
+        steps = [step if n != 1 else 0 for n, step in zip(ref.shape, whole(ref).steps, strict=True)]
+        strides.append([0] * outer + steps)
     kept: list[int] = []
     walks: list[list[int]] = [[] for _ in operands]
     for i, dim in enumerate(shape):

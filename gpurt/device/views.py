@@ -10,6 +10,7 @@ from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.movement import Dim, strided_copy, strides
 from gpurt.device.table import Lower
 from gpurt.graph.view import NodeView
+from gpurt.infer import infer
 from gpurt.infer.shapes import axis as front
 from gpurt.spec import Spec
 
@@ -19,6 +20,9 @@ VIEWS = frozenset({"Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpos
 
 BESIDE: Final[set[Lower]] = set()
 """The lowerings that can write their result as a part of the last axis of a larger tensor, see row_of."""
+
+RUN: Final = 16
+"""Elements side by side from which on a view is read as it is; shorter runs are quicker brought in order first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +42,13 @@ def row_of(y: Ref) -> int:
     return y.steps[-2] if isinstance(y, Strided) else y.shape[-1]
 
 
+def far(ref: Ref) -> bool:
+    """Whether a view has elements before its first, or so far behind it that 32 bits do not tell."""
+    if not isinstance(ref, Strided):
+        return False
+    return min(ref.steps, default=0) < 0 or sum((n - 1) * s for n, s in zip(ref.shape, ref.steps, strict=True)) >= 2**31
+
+
 def dense(c: Lowering, x: Strided) -> Strided:
     """The same elements in order; they are copied to a workspace unless they lie so already."""
     target = strides(x.shape)
@@ -46,6 +57,29 @@ def dense(c: Lowering, x: Strided) -> Strided:
     made = c.temp(x.dtype, x.shape)
     strided_copy(c, made, x, [Dim(n, s, t) for n, s, t in zip(x.shape, x.steps, target, strict=True)])
     return whole(made)
+
+
+def seen_through(c: Lowering, nodes: Sequence[NodeView], specs: dict[str, Spec], values: dict[str, Strided]) -> None:
+    """Results of nodes of VIEWS, as specs and as views of what is in `values`, which both gain them."""
+    for node in nodes:
+        numbers = [None if v is None else specs[v.name] for v in node.inputs]
+        outs = infer(node, numbers)
+        first = node.inputs[0]
+        assert first is not None, "what is viewed is there"
+        views = viewed(c, node, values[first.name], outs, numbers)
+        for v, spec, x in zip(node.outputs, outs, views, strict=False):
+            if v is not None:
+                specs[v.name], values[v.name] = spec, x
+
+
+def runs(x: Strided) -> bool:
+    """Whether elements lie side by side in runs that are worth to be read where they are."""
+    size = 1
+    for n, step in zip(reversed(x.shape), reversed(x.steps), strict=True):
+        if n != 1 and step != size:
+            break
+        size *= n
+    return size >= RUN or size == x.size
 
 
 def viewed(
