@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from cases import Case, node_cases
 
+from gpurt.device.lowering import Ref
 from gpurt.device.provider import DeviceProvider
 from gpurt.device.steps import collapse
+from gpurt.device.views import Strided
 from gpurt.dtypes import to_onnx
 from gpurt.graph.view import GraphView
-from gpurt.provider import BufferRef, Refused
+from gpurt.provider import BufferRef, Operand, Refused
 from gpurt.spec import Spec
 from gpurt.testing.kernels import node_for, run_op
 
@@ -340,8 +342,13 @@ def test_tensors_begin_at_any_element(provider: DeviceProvider, shift: int) -> N
 
 
 def test_collapse_merges_what_all_operands_walk_alike() -> None:
-    assert collapse((2, 3, 4), [(2, 3, 4), (2, 3, 4)]) == ([24], [(1,), (1,)])
-    assert collapse((2, 3, 4), [(2, 3, 4), (4,)]) == ([6, 4], [(4, 1), (0, 1)])
-    assert collapse((2, 3, 4), [(2, 3, 4), (3, 1)]) == ([2, 3, 4], [(12, 4, 1), (0, 1, 0)])
-    assert collapse((1, 3, 1, 4), [(3, 1, 1), (1, 4)]) == ([3, 4], [(1, 0), (0, 1)])
-    assert collapse((1, 1), [(1,), ()]) == ([1], [(0,), (0,)])
+    def walk(shape: tuple[int, ...], *operands: tuple[int, ...]) -> tuple[list[int], list[tuple[int, ...]]]:
+        return collapse(shape, [Ref(Spec(np.dtype(np.float32), dims), Operand("in")) for dims in operands])
+
+    assert walk((2, 3, 4), (2, 3, 4), (2, 3, 4)) == ([24], [(1,), (1,)])
+    assert walk((2, 3, 4), (2, 3, 4), (4,)) == ([6, 4], [(4, 1), (0, 1)])
+    assert walk((2, 3, 4), (2, 3, 4), (3, 1)) == ([2, 3, 4], [(12, 4, 1), (0, 1, 0)])
+    assert walk((1, 3, 1, 4), (3, 1, 1), (1, 4)) == ([3, 4], [(1, 0), (0, 1)])
+    assert walk((1, 1), (1,), ()) == ([1], [(0,), (0,)])
+    part = Strided(Spec(np.dtype(np.float32), (2, 3, 4)), Operand("in"), 5, (24, 8, 1))
+    assert collapse((2, 3, 4), [part]) == ([6, 4], [(8, 1)])
