@@ -53,9 +53,7 @@ def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[Node
     inner |= {members[-1] for members in fed.values()}
     concats = joined(host, partition, readers, kept, by_last, heads, inner, set(fed))
     for parts in concats.values():
-        inner |= {number for head, after in parts for number in (head, *after)}
-        for last in (after[-1] for _, after in parts if after):  # it is in the Concat's unit
-            del by_last[last], heads[last]
+        inner |= {number for head, members in parts for number in (head, *members)}
     attentions = attended(host, partition, readers, kept, inner | set(by_last) | set(fed))
     inner |= {number for members in attentions.values() for number in members[:-1]}
     views = _views(host, partition, by_last, fed, heads, inner | set(attentions), readers, kept)
@@ -189,7 +187,8 @@ def _views(
     places = {head: last for last, head in heads.items()}
     before = {members[-1]: places.get(number, number) for number, members in fed.items()}
     for last, members in by_last.items():
-        units.setdefault(before.get(last, last), set()).update(members)
+        if last in before or last not in taken:  # what is taken and feeds nothing is in a unit of others
+            units.setdefault(before.get(last, last), set()).update(members)
     owner = {i: place for place, members in units.items() for i in members}
     arranged = {p for p, m in units.items() if any(not _walks(partition.nodes[i]) for i in m)}
     found: dict[int, list[int]] = {}

@@ -21,6 +21,9 @@ VIEWS = frozenset({"Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpos
 BESIDE: Final[set[Lower]] = set()
 """The lowerings that can write their result as a part of the last axis of a larger tensor, see row_of."""
 
+RUN: Final = 16
+"""Elements side by side from which on a view is read as it is; shorter runs are quicker brought in order first."""
+
 
 RUN: Final = 16
 """Elements side by side from which on a view is read as it is; shorter runs are quicker brought in order first."""

@@ -132,3 +132,11 @@ def test_shapes_may_change_between_runs(provider: DeviceProvider) -> None:
         x = f(rows, 90)
         want = x[:, :45] / (1 + np.exp(-x[:, 45:]))
         np.testing.assert_allclose(session.run(None, {"x": x})[0], want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_part_behind_a_product_that_is_joined_is_a_value_of_its_own(provider: DeviceProvider) -> None:
+    inputs = {"x": f(6, 90), "z": f(6, 20)}
+    nodes = [PART, n("MatMul", ["z", "w"], ["b"]), n("Mul", ["b", "a"], ["c"]), n("Relu", ["z"], ["d"]),
+             n("Concat", ["c", "d"], ["y"], axis=1)]  # fmt: skip
+    constants = {"from": ints(7), "to": ints(60), "axes": ints(1), "w": f(20, 53)}
+    kernels(provider, model(nodes, inputs, constants), inputs)
