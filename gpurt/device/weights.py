@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 import numpy as np
@@ -26,7 +24,6 @@ WHOLE: Final = 1 << 16
 
 _SAMPLES: Final = 64  # of larger ones: so many pieces
 _PIECE: Final = 256  # of so many bytes
-_SHARE: Final = 1 << 19  # bytes that are worth a thread
 _KNOWN: Final = 4096  # from so many bytes on it is cheaper to keep a mark than to make it again
 _COMPARED: Final = 1 << 20  # bytes that are compared at a time
 _ALIKE: Final = 8  # arrays of one mark and different contents that are shared
@@ -37,28 +34,6 @@ def blank(shape: Sequence[int], dtype: Any) -> np.ndarray:
     dtype = np.dtype(dtype)
     made: np.ndarray = aligned_zeros(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
     return made
-
-
-def shared_out(work: Callable[[int], None], count: int, nbytes: int) -> None:
-    """``work(0)`` to ``work(count - 1)``, which move so many bytes in all: by several threads where that pays.
-
-    NumPy lets go of the interpreter while it copies and computes. The first error of any of them is raised.
-    """
-    threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, count, nbytes // _SHARE)
-    if threads < 2:
-        for number in range(count):
-            work(number)
-        return
-    with ThreadPoolExecutor(threads - 1, "gpurt-weights") as pool:
-        others = [pool.submit(_each, work, range(first, count, threads)) for first in range(1, threads)]
-        _each(work, range(0, count, threads))
-        for other in others:
-            other.result()
-
-
-def _each(work: Callable[[int], None], numbers: Iterable[int]) -> None:
-    for number in numbers:
-        work(number)
 
 
 def mark(array: np.ndarray) -> bytes:

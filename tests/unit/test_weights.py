@@ -9,7 +9,7 @@ import pytest
 
 from gpurt.device import DeviceInfo
 from gpurt.device.ops.matrices import panels
-from gpurt.device.weights import WHOLE, Constants, WeightStore, blank, mark, shared_out
+from gpurt.device.weights import WHOLE, Constants, WeightStore, blank, mark
 from gpurt.memory.arena import RegionArena
 from gpurt.provider import BufferRef
 from gpurt.testing.null import NullDriver
@@ -154,22 +154,6 @@ def test_blank_memory_is_aligned(shape: tuple[int, ...]) -> None:
     assert made.size == 0 or made.ctypes.data % 64 == 0
     assert made.shape == shape
     assert not made.any()
-
-
-@pytest.mark.parametrize(("count", "nbytes"), [(0, 1 << 24), (1, 1 << 24), (7, 1 << 24), (7, 100)])
-def test_work_is_shared_out_once(count: int, nbytes: int) -> None:
-    done: list[int] = []
-    shared_out(done.append, count, nbytes)
-    assert sorted(done) == list(range(count))
-
-
-def test_errors_of_shared_work_are_raised() -> None:
-    def work(number: int) -> None:
-        if number == 5:
-            raise MemoryError("five")
-
-    with pytest.raises(MemoryError, match="five"):
-        shared_out(work, 8, 1 << 24)
 
 
 @pytest.mark.parametrize("shape", [(70, 33), (2, 700, 1000), (1000, 700)])

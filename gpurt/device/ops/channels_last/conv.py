@@ -19,7 +19,7 @@ from gpurt.device.scalars import i32, i64
 from gpurt.device.table import op
 from gpurt.device.tiles import LANES, Tile, candidates, tile_for
 from gpurt.device.views import BESIDE, row_of
-from gpurt.device.weights import blank, shared_out
+from gpurt.device.weights import blank
 from gpurt.graph.channels_last import DOMAIN
 from gpurt.graph.view import NodeView
 from gpurt.provider import Refused
@@ -122,10 +122,7 @@ def _panels(w: np.ndarray, group: int, count: int) -> np.ndarray:
     taps = math.prod(w.shape[2:])
     w = w.reshape(group, filters, channels, taps)
     made = blank((group, count, taps, channels, LANES), np.float32)
-
-    def pack(panel: int) -> None:  # what a panel takes stays in the cache
+    for panel in range(-(-filters // LANES)):  # what a panel takes stays in the cache
         part = w[:, panel * LANES : (panel + 1) * LANES]
         made[:, panel, ..., : part.shape[1]] = part.transpose(0, 3, 2, 1)
-
-    shared_out(pack, -(-filters // LANES), w.nbytes)
     return made

@@ -19,7 +19,7 @@ from gpurt.device.ops.winograd import TILE, transformed
 from gpurt.device.scalars import i32, i64
 from gpurt.device.tiles import LANES, Tile, tile_for
 from gpurt.device.views import row_of
-from gpurt.device.weights import blank, shared_out
+from gpurt.device.weights import blank
 
 _CACHE = 512 * 1024  # bytes of a core's second-level cache that a block's operands and products should not exceed
 
@@ -78,12 +78,9 @@ class Blocks:
         """Filters [F, C, 3, 3] as [36, panel, C, 16]."""
         count, channels = len(w) // LANES, w.shape[1]
         made = blank((36, count, channels, LANES), np.float32)
-
-        def transform(panel: int) -> None:  # what a panel takes stays in the cache
+        for panel in range(count):  # what a panel takes stays in the cache
             part = w[panel * LANES : (panel + 1) * LANES]
             made[:, panel] = transformed(part.transpose(2, 3, 1, 0).reshape(9, -1)).reshape(36, channels, LANES)
-
-        shared_out(transform, count, made.nbytes)
         return made
 
 
