@@ -25,10 +25,6 @@ RUN: Final = 16
 """Elements side by side from which on a view is read as it is; shorter runs are quicker brought in order first."""
 
 
-RUN: Final = 16
-"""Elements side by side from which on a view is read as it is; shorter runs are quicker brought in order first."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Strided(Ref):
     """A tensor in device memory whose elements do not lie in order: it has a stride, in elements, for each axis."""
