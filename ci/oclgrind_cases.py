@@ -133,6 +133,23 @@ def further() -> Iterator[Task]:
     for heads, length in ((4, 5), (2, 1)):
         kv = (1, 2, 19, 16)
         yield task("Attention", [f(1, heads, length, 16), f(*kv), f(*kv)], is_causal=1)
+
+    def cached(length: int, past: int, heads: int = 4, size: int = 16) -> list[Any]:
+        """Query, key and value of two heads of keys, their past, lengths less one, and the longest."""
+        own = [f(2, length, heads * size), f(2, length, 2 * size), f(2, length, 2 * size)]
+        last = np.full(2, past + length - 1, np.int32)
+        return [*own, f(2, 2, past, size), f(2, 2, past, size), last, np.array(past + length, np.int32)]
+
+    for length, past in ((1, 9), (1, 70)):  # one new token, in one part of the keys and in several
+        yield task("GroupQueryAttention", cached(length, past), 3, domain=MS, num_heads=4, kv_num_heads=2)
+    prompt = cached(7, 0)
+    prompt[3:5] = None, None
+    yield task("GroupQueryAttention", prompt, 3, domain=MS, num_heads=4, kv_num_heads=2)
+    for length in (1, 11):
+        yield task("MultiHeadAttention", [f(2, length, 64), f(2, 19, 64), f(2, 19, 64)], domain=MS, num_heads=4)
+    tables = [np.arange(5, dtype=np.int64)[None], f(9, 8), f(9, 8)]
+    yield task("RotaryEmbedding", [f(1, 5, 64), *tables], domain=MS, num_heads=4)
+    yield task("RotaryEmbedding", [f(1, 4, 5, 16), *tables], domain=MS, interleaved=1)
     yield task("GlobalLpPool", [f(2, 3, 9, 11)])
     rois = np.array([[0, 0, 0, 5, 5], [1, 2, 1, 8, 6]], np.float32)
     yield task("MaxRoiPool", [f(2, 3, 9, 10), rois], pooled_shape=(2, 3))
