@@ -29,7 +29,7 @@ OPSET: Final = 26
 """Version of ONNX's operators in files, unless another one is asked for."""
 
 LARGE: Final = (1 << 31) - (1 << 24)
-"""Bytes from which on weights go into a file beside the model: a protobuf message holds less than 2 GiB."""
+"""Bytes of weights beyond which they go into a file beside the model: a protobuf message holds less than 2 GiB."""
 
 _OLDEST: Final = 22  # from here on newer forms of operators have more types and attributes, but no other meaning
 _TREES: Final = ("TreeEnsembleClassifier", "TreeEnsembleRegressor")
@@ -52,6 +52,7 @@ def optimize_file(
     opset: int = OPSET,
     providers: Sequence[str] = ("cpu",),
     external_data: bool = False,
+    limit: int = LARGE,
 ) -> Written:
     """Optimize a model and write it to a file.
 
@@ -62,6 +63,7 @@ def optimize_file(
         opset: version of ONNX's operators in the file.
         providers: for which operators are fused: those that one of them, and no earlier one, has a kernel for.
         external_data: whether weights go into a file beside the model, even if it is small.
+        limit: bytes of weights beyond which they do so anyway.
 
     Raises:
         InvalidArgument: a level or file that will not do.
@@ -79,7 +81,7 @@ def optimize_file(
     opened = open_providers(registry.parse(list(providers), None), asked=True, strict=True)
     host = next(p for p in opened if p.memory_space == HOST)
     optimize(loaded.model, wanted, Evaluator(host), loaded.names, providers=opened)
-    files = write(loaded, target, opset=opset, external_data=external_data)
+    files = write(loaded, target, opset=opset, external_data=external_data, limit=limit)
     return Written(before, sum(1 for _ in loaded.model.graph.all_nodes()), files)
 
 
@@ -90,7 +92,12 @@ _LEVELS: Final = {
 
 
 def write(
-    loaded: LoadedModel, target: str | os.PathLike[str], *, opset: int = OPSET, external_data: bool = False
+    loaded: LoadedModel,
+    target: str | os.PathLike[str],
+    *,
+    opset: int = OPSET,
+    external_data: bool = False,
+    limit: int = LARGE,
 ) -> list[Path]:
     """Write an optimized model; the files written. Errors as for optimize_file."""
     path = Path(target)
@@ -102,8 +109,9 @@ def write(
     proto = ir.serde.serialize_model(loaded.model)
     _declare_outputs(proto, loaded.outputs)
     _make_common(proto.graph)
-    proto = _in_opset(proto, opset)
-    large = external_data or proto.ByteSize() > LARGE
+    large = _weights(proto.graph) > limit
+    proto = _in_opset(proto, opset, check=not large)
+    large = large or external_data
     data = f"{path.name}.data"
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
@@ -165,8 +173,14 @@ def _make_common(graph: onnx.GraphProto) -> None:
             _make_common(inner)
 
 
-def _in_opset(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """The model with ONNX's operators in a version, and imports of what it uses alone."""
+def _weights(graph: onnx.GraphProto) -> int:
+    """Bytes of all weights. A message that is too large cannot be asked for its size: protobuf fails."""
+    own = sum(len(tensor.raw_data) for tensor in graph.initializer)
+    return own + sum(_weights(inner) for node in graph.node for inner in _bodies(node))
+
+
+def _in_opset(proto: onnx.ModelProto, opset: int, *, check: bool) -> onnx.ModelProto:
+    """The model with ONNX's operators in a version, and imports of what it uses alone; checked if it fits a message."""
     newest = defs.onnx_opset_version()
     if not _OLDEST <= opset <= newest:
         raise InvalidArgument(f"opset is {opset}", remedy=f"Use {_OLDEST} to {newest}")
@@ -189,7 +203,7 @@ def _in_opset(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     proto.ir_version = max(needed, proto.ir_version)
     # The checker wants shapes of all outputs, which a model need not state.
     stated = all(not o.type.HasField("tensor_type") or o.type.tensor_type.HasField("shape") for o in proto.graph.output)
-    if stated and proto.ByteSize() < LARGE:
+    if stated and check:
         try:
             onnx.checker.check_model(proto, full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:

@@ -42,6 +42,31 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "model.onnx"
 
 
+def test_weights_beyond_the_limit_go_into_a_file_beside_the_model(tmp_path):
+    weight = RNG.standard_normal((40, 40)).astype(np.float32)
+    model = make_model([n("MatMul", ["x", "w"], ["y"])], {"x": (TensorProto.FLOAT, [2, 40])}, ["y"], {"w": weight})
+    onnx.save(model, tmp_path / "model.onnx")
+    x = {"x": RNG.standard_normal((2, 40)).astype(np.float32)}
+    for limit, beside in ((weight.nbytes, False), (weight.nbytes - 1, True)):
+        target = tmp_path / f"{limit}.onnx"
+        written = optimize_file(tmp_path / "model.onnx", target, limit=limit)
+        data = tmp_path / f"{target.name}.data"
+        assert written.files == ([target, data] if beside else [target])
+        assert target.stat().st_size < weight.nbytes or not beside
+        onnx.checker.check_model(str(target), full_check=True)
+        np.testing.assert_allclose(
+            gpurt.InferenceSession(target, providers=["cpu"]).run(None, x)[0], x["x"] @ weight, atol=1e-5
+        )
+
+
+def test_no_message_is_measured_or_checked_that_protobuf_cannot_hold(source, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("a message beyond the limit is not checked")
+
+    monkeypatch.setattr(onnx.checker, "check_model", fail)
+    assert len(optimize_file(source, tmp_path / "optimized.onnx", limit=100).files) == 2
+
+
 def run(model, **options) -> np.ndarray:
     return gpurt.InferenceSession(model, gpurt.SessionOptions(**options), providers=["cpu"]).run(None, X)[0]
 
