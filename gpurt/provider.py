@@ -11,7 +11,7 @@ memory that the plan assigns (DeviceUnit).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Final, Protocol, runtime_checkable
@@ -303,10 +303,12 @@ class Provider(ABC):
     device: str
     memory_space: str
 
-    prefers_integers: bool = False
-    """Whether products of quantized numbers shall come as integer operators (QLinearConv, QLinearMatMul, ...), for
-    hardware that is faster with these: floats between DequantizeLinear and QuantizeLinear become them from level
-    extended on. Since version 1.1 of the contract."""
+    prefers_integers: Collection[str] = frozenset()
+    """Operators that are faster on quantized numbers (QLinearConv for Conv, and so on) than on floats between conversions.
+
+    From level extended on f between DequantizeLinear and QuantizeLinear becomes such an operator wherever there is a
+    kernel. They may be any of Conv, MatMul, Gemm, Add, Mul, Sigmoid, LeakyRelu, AveragePool and GlobalAveragePool. Since
+    version 1.1 of the contract."""
 
     @classmethod
     @abstractmethod

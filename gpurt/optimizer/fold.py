@@ -49,11 +49,13 @@ class ConstantFolding:
     @staticmethod
     def _operand(node: ir.Node, tools: Tools) -> bool:
         """Whether a node makes floats of numbers that an integer operator may take as they are."""
-        return (
-            bool(tools.integers)
-            and node.op_type == "DequantizeLinear"
-            and any(user.op_type in ("Add", "Conv", "Gemm", "MatMul", "Mul") for user in node.outputs[0].consumers())
-        )
+        if node.op_type != "DequantizeLinear" or not tools.integers or tools.owner is None:
+            return False
+        for user in node.outputs[0].consumers():
+            owner = tools.owner(user)
+            if any(user.op_type in ops for p, ops in tools.integers.items() if owner is None or p <= owner):
+                return True
+        return False
 
     def _fold(self, graph: ir.Graph, node: ir.Node, tools: Tools, result: Result) -> None:
         view = Views().node(node)  # views remember values, and these change with every fold

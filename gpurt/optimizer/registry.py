@@ -103,7 +103,7 @@ def optimize(
     position = next(i for i, p in enumerate(passes) if isinstance(p, ShapeInference))
     order = [*passes[:position], RuleSet(chosen), *passes[position:]]
     owner = Owners(providers) if providers is not None else None
-    integers = frozenset(i for i, p in enumerate(providers or ()) if p.prefers_integers)
+    integers = {i: frozenset(p.prefers_integers) for i, p in enumerate(providers or ()) if p.prefers_integers}
     tools = Tools(names if names is not None else Names.of(model), evaluate, owner, integers)
     report = run(model, [p for p in order if p.name not in off and level_of(p) <= level], tools)
     for graph in facts.all_graphs(model.graph):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -117,7 +117,7 @@ class Tools:
         evaluate: computes a node on the host.
         owner: a node -> position of the first provider of the session that has a kernel for it, or None; itself None
             where the model is optimized for no provider in particular.
-        integers: positions of the providers that want quantized products as integer operators.
+        integers: position of a provider -> operators that it wants on quantized numbers as they are.
         fold_bytes: largest constant that folding may make; a larger one is left for the run.
         fold_total: bytes of all constants that folding may make.
         fold_seconds: time that folding may take in all; what is not folded then is left for the run.
@@ -127,7 +127,7 @@ class Tools:
     names: Names
     evaluate: Evaluate
     owner: Callable[[ir.Node], int | None] | None = None
-    integers: frozenset[int] = frozenset()
+    integers: Mapping[int, frozenset[str]] = field(default_factory=dict)
     fold_bytes: int = 512 << 20
     fold_total: int = 2 << 30
     fold_seconds: float = 30.0

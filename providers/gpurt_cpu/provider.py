@@ -23,6 +23,8 @@ class CpuProvider(Provider):
 
     name: ClassVar[str] = "cpu"
     options: ClassVar[Mapping[str, str]] = {}
+    # 1.3 to 1.9 times as fast so; products of integers take up to four times as long as BLAS's of floats.
+    prefers_integers = frozenset({"Add", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid"})
 
     def __init__(self) -> None:
         self.device = "cpu"

@@ -24,7 +24,7 @@ _MS: Final = "com.microsoft"
 class _Integers(RewriteRule):
     """QuantizeLinear(f(DequantizeLinear(...), ...)) -> an integer operator.
 
-    It fires where the provider that gets the operator says that these are faster there, Provider.prefers_integers.
+    It fires where the provider that gets the operator says that f is faster so, Provider.prefers_integers.
     """
 
     level = GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -35,7 +35,10 @@ class _Integers(RewriteRule):
         reason = super()._not_run(matched, builder, tools)
         if reason or tools.owner is None:
             return reason or "it is not known for which provider"
-        return "" if tools.owner(builder.nodes[-1]) in tools.integers else "the provider is faster with floats"
+        floats = next(n.op_type for n in matched if n.op_type not in ("DequantizeLinear", "QuantizeLinear"))
+        owner = tools.owner(builder.nodes[-1])
+        faster = owner is not None and floats in tools.integers.get(owner, ())
+        return "" if faster else "the provider is faster with floats"
 
     def check(self, m: MatchResult, quant: ir.Node) -> MatchResult:
         if facts.dtype(quant.outputs[0]) not in _BYTES or facts.attr(quant, "block_size", 0):
