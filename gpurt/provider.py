@@ -304,11 +304,11 @@ class Provider(ABC):
     memory_space: str
 
     prefers_integers: Collection[str] = frozenset()
-    """Operators that are faster on quantized numbers (QLinearConv for Conv, and so on) than on floats between conversions.
+    """Operators that are faster on quantized numbers (QLinearConv for Conv) than on floats between conversions.
 
-    From level extended on f between DequantizeLinear and QuantizeLinear becomes such an operator wherever there is a
-    kernel. They may be any of Conv, MatMul, Gemm, Add, Mul, Sigmoid, LeakyRelu, AveragePool and GlobalAveragePool. Since
-    version 1.1 of the contract."""
+    From level extended on, what is between DequantizeLinear and QuantizeLinear becomes such an operator wherever there
+    is a kernel. They may be any of Conv, MatMul, Gemm, Add, Mul, Sigmoid, LeakyRelu, AveragePool and GlobalAveragePool.
+    Since version 1.1 of the contract."""
 
     @classmethod
     @abstractmethod
