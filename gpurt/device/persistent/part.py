@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -13,7 +13,7 @@ from gpurt.device.persistent.text import TENSOR, Kind
 if TYPE_CHECKING:
     from gpurt.device.persistent.table import Table
 
-_TYPES: Final = {
+_TYPES: Final[Mapping[np.dtype, str]] = {
     np.dtype(np.float32): "float", np.dtype(np.float64): "double", np.dtype(np.bool_): "u8",
     **{np.dtype(f"{kind}{size}"): f"{kind}{size * 8}" for kind in "iu" for size in (1, 2, 4, 8)},
 }  # fmt: skip
