@@ -3,8 +3,9 @@
 Values are placed one after the other, each in the smallest gap that is free during its whole lifetime (best fit;
 Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020, who place the largest first). No
 single order is good on every model: by size loses a quarter on DenseNet's concatenations, by area a tenth on ResNet. So
-several orders are tried until one reaches the lower bound, then the best is improved by moving the value that ends
-highest to an earlier turn. Pure arithmetic; no device is touched.
+several orders are tried until one reaches the lower bound, from the bottom alone and with long lives from the top of
+what the bound leaves (two neighbours of a chain with large short lives between them need that); then the best is
+improved by moving the value that ends highest to an earlier turn. Pure arithmetic; no device is touched.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Final
 
 EFFORT: Final = 8000  # placements that improvement may try: some 40 ms for hundreds of values
 CLOSE: Final = 1.02  # of the lower bound: where improvement stops
+SHORT: Final = 2  # steps after its first that a life may have for it to be short
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,12 @@ def assign(lifetimes: Sequence[Lifetime], alignment: int, max_block: int, confli
         return Layout([], [])
     bound = lower_bound(lives, alignment)
     best: _Trial | None = None
-    for order in _orders(lives):
-        trial = _Trial(lives, order, max_block, conflicts)
+    ceilings = (0, bound) if bound <= max_block else (0,)
+    for order, ceiling in ((o, c) for c in ceilings for o in _orders(lives)):
+        trial = _Trial(lives, order, max_block, conflicts, ceiling)
         if best is None or trial.peak < best.peak:
             best = trial
-        if best.peak <= bound:
+        if best.peak <= bound * (CLOSE if ceiling else 1):
             break
     assert best is not None, "there is at least one order"
     return _improved(best, lives, bound, max_block, conflicts).layout()
@@ -92,12 +95,17 @@ def _loads(lifetimes: Sequence[Lifetime], alignment: int) -> dict[int, int]:
 
 
 class _Trial:
-    """One order's placement."""
+    """One order's placement; lives of more than SHORT steps come from the ceiling down, if there is one."""
 
     def __init__(
-        self, lives: Sequence[Lifetime], order: Sequence[int], max_block: int, conflicts: Conflicts | None
+        self,
+        lives: Sequence[Lifetime],
+        order: Sequence[int],
+        max_block: int,
+        conflicts: Conflicts | None,
+        ceiling: int = 0,
     ) -> None:
-        self.order = list(order)
+        self.order, self.ceiling = list(order), ceiling
         self.places: list[tuple[int, int]] = [(0, 0)] * len(lives)
         self.sizes: list[int] = []
         self.highest = order[0]  # value that ends where the last block grew last
@@ -112,11 +120,15 @@ class _Trial:
                     blocks.append([])
                     self.sizes.append(0)
                 entries = blocks[block]
-                if conflicts is None:
-                    offset = _lowest(entries, life)
-                else:
+                others, own = entries, life
+                if conflicts is not None:
                     others = [(o, e, 0, 0) for o, e, k, _ in entries if k in conflicts[i]]
-                    offset = _lowest(others, Lifetime(life.nbytes, 0, 0))
+                    own = Lifetime(life.nbytes, 0, 0)
+                offset = -1
+                if ceiling and life.last - life.first >= SHORT:
+                    offset = _highest(others, own, ceiling)
+                if offset < 0:
+                    offset = _lowest(others, own)
                 end = offset + life.nbytes
                 if end <= max_block or not entries:
                     bisect.insort(entries, (offset, end, first, last))
@@ -144,6 +156,18 @@ def _lowest(entries: Sequence[tuple[int, int, int, int]], life: Lifetime) -> int
         if stop > end:
             end = stop
     return best if best >= 0 else end
+
+
+def _highest(entries: Sequence[tuple[int, int, int, int]], life: Lifetime, ceiling: int) -> int:
+    """The largest offset under a ceiling that is free of the values alive at the same time; -1 if there is none."""
+    best, end = -1, 0
+    for offset, stop, other_first, other_last in entries:
+        if other_last < life.first or other_first > life.last:
+            continue
+        if life.nbytes <= min(offset, ceiling) - end:
+            best = min(offset, ceiling) - life.nbytes
+        end = max(end, stop)
+    return ceiling - life.nbytes if life.nbytes <= ceiling - end else best
 
 
 def _orders(lives: Sequence[Lifetime]) -> Iterator[list[int]]:
@@ -176,7 +200,7 @@ def _improved(
             break
         order = list(best.order)
         order.insert(turns.randrange(turn), order.pop(turn))
-        trial = _Trial(lives, order, max_block, conflicts)
+        trial = _Trial(lives, order, max_block, conflicts, best.ceiling)
         if trial.peak <= best.peak:
             best = trial
     return best

@@ -34,6 +34,20 @@ def test_a_chain_needs_two_places():
     assert assign(lives, 128, 1 << 30).peak == lower_bound(lives, 128) == 2048
 
 
+def test_neighbours_of_a_chain_leave_room_for_what_is_between_them():
+    """A residual chain (of eeg_spindle_net), whose dilated convolutions pad ever more between each two values."""
+    lives = [
+        Lifetime(3840000, 5, 6),
+        *(Lifetime(3840000, i, i + 2) for i in range(6, 26, 2)),
+        Lifetime(3840000, 26, 29),
+    ]
+    padding = (4096 * 2**i for i in range(11))
+    lives += [Lifetime(3840000 + more, i, i + 1) for i, more in zip(range(7, 29, 2), padding, strict=True)]
+    lives += [Lifetime(1920000, first, last) for first, last in ((28, 29), (29, 36), (30, 31), (51, 53))]
+    assert assign(lives, 128, 1 << 30).peak <= 1.02 * lower_bound(lives, 128)
+    assert max(assign(lives, 128, 9000000).blocks) <= 9000000
+
+
 def test_blocks_are_no_larger_than_the_device_allows():
     lives = [Lifetime(600, 0, 9) for _ in range(5)]
     layout = assign(lives, 64, 1300)
