@@ -3,6 +3,7 @@
 import json
 from itertools import pairwise
 from pathlib import Path
+from time import perf_counter_ns
 
 import numpy as np
 import onnx
@@ -123,3 +124,24 @@ def test_terminate_acts_between_kernels(traced) -> None:
     assert s._providers[0].arena.stats()["in_use"] == before
     options.terminate = False
     np.testing.assert_array_equal(s.run(None, {"h0": x}, options)[0], want)
+
+
+def test_every_devices_clock_is_brought_to_the_hosts() -> None:
+    discovery = pytest.importorskip("gpurt_opencl.discovery", reason="no OpenCL")
+    import pyopencl as cl
+
+    from gpurt_opencl.timer import OpenCLTimer
+
+    if not discovery.devices():
+        pytest.skip("no OpenCL device")
+    for _, device in discovery.devices():
+        context = cl.Context([device])
+        timer = OpenCLTimer(context, device)
+        timer.align()
+        buffer = cl.Buffer(context, cl.mem_flags.READ_WRITE, 1 << 20)
+        before = perf_counter_ns()
+        token = timer.time(lambda queue, b=buffer: cl.enqueue_fill_buffer(queue, b, np.uint8(1), 0, b.size))
+        timer.stream.finish()
+        after = perf_counter_ns()
+        start, end = timer.span(token)
+        assert before - 500_000 <= start <= end <= after + 500_000, device.platform.name  # what aligning may cost
