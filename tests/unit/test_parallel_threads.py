@@ -171,6 +171,15 @@ def test_terminate_ends_all_lanes(at):
     assert len(session._site.parallel.threads._idle) == len(session._site.parallel.threads._all)
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own handling of SIGINT, also where whoever started the tests has it ignored, as for a shell's job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_all_lanes(at):
     session = two_devices()
     session.run(None, {"x": X})
