@@ -69,6 +69,7 @@ def overflow(
             continue  # it lies in its input's memory
         start.setdefault(min(uses), []).append(resident.value(value.name))
         end.setdefault(max(uses), []).append(resident.value(value.name))
+    read = {value.name for value in values}
     held: dict[str, int] = {}
     alive = weights = 0
     peak = 0.0
@@ -81,7 +82,8 @@ def overflow(
                 held[name] = nbytes
                 weights += nbytes
         alive += sum(start.get(i, ()))
-        now = _ROOM * alive + resident.workspace(node)
+        unread = sum(resident.value(v.name) for v in node.outputs if v is not None and v.name not in read)
+        now = _ROOM * (alive + unread) + resident.workspace(node)
         peak = now if streamed else max(peak, now)
         alive -= sum(end.get(i, ()))
         if weights + peak > limit:

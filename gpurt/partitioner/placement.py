@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Final
 
 from gpurt import dtypes
@@ -20,7 +21,7 @@ PREFERENCE: Final = 3.0
 """The order of the list is the user's wish: a node leaves the first provider that can run it only where that takes this
 many times as long as another one, copies counted. It also keeps the noise of measured rates from moving layers."""
 
-_ATTEMPTS: Final = 6  # of fitting the memory limits
+_ATTEMPTS: Final = 6  # of fitting the memory limits by taking away what is too many, and nothing else
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +101,13 @@ class Placement:
         nets = self._nets(vertex)
         banned: set[tuple[str, int]] = set()
         labels: list[int] = []
-        for _ in range(_ATTEMPTS):
+        for attempt in count():
             labels = self._solve(rows, nets)
-            over = self._over({n: labels[vertex[n]] for n in names})
+            owners = {n: labels[vertex[n]] for n in names}
+            over = self._over(owners)
+            if attempt >= _ATTEMPTS:  # node by node it takes too long: nothing that comes later stays there either
+                first = {p: next(i for i, n in enumerate(names) if (n, p) in over) for p in {p for _, p in over}}
+                over |= {(n, p) for p, begin in first.items() for n in names[begin:] if owners[n] == p}
             fresh = {
                 (n, p) for n, p in over
                 if (n, p) not in banned and sum(c < math.inf for c in rows[vertex[n]]) > 1

@@ -37,6 +37,7 @@ from gpurt.spec import SizedSpec, Spec, Unknown
 from gpurt.symbolic import NeedsNumbers, plain
 
 FOLD_BYTES: Final = 1 << 20  # larger constants of a plan would cost more to keep than to compute
+HOSTED: Final = Target(0)
 KEYED_ELEMENTS: Final = 256  # host values up to this size can be part of a plan's key
 RANDOM: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
@@ -124,7 +125,9 @@ class Builder(Delivery):
         outputs = self._deliver_all(wanted, targets, final=final)
         for space in sorted({p.pending for _, p in outputs if p.pending is not None}):
             self._sync(space)
-        for _, place in outputs:
+        for name, place in outputs:
+            if final and place.register is not None and targets is not None and targets.get(name, HOSTED).space == 0:
+                place.slots = {}  # it is wanted on the host, and is there
             self._lasting.update(place.slots.values(), place.views)
         for slot in self._lasting:
             slot.use(len(self._steps))

@@ -175,6 +175,19 @@ def test_any_graph_under_any_limit_gives_the_same_values(streaming, model, room,
             np.testing.assert_array_equal(got, expected)
 
 
+def test_results_that_nobody_reads_need_room_too(streaming):
+    weights = {"w": np.ones((SIZE, SIZE), np.float16)}
+    reads = [("x", "w"), ("x", "w"), ("x", "w"), ("v0", "w"), ("v1", "w"), ("v2", "w"), ("v3", "w"), ("v4", "v6"),
+             ("v5", "w"), ("v6", "w"), ("v7", "w")]  # fmt: skip
+    nodes = [n("Add", [*ins], [f"v{i}"]) for i, ins in enumerate(reads)]
+    model = make_model(nodes, {"x": (TensorProto.FLOAT16, [SIZE, SIZE])}, ["v10", "v4"], weights)
+    options = gpurt.SessionOptions(partitioning="greedy", graph_optimization_level="disable_all")
+    s = gpurt.InferenceSession(model, options, providers=[("late", {"memory_limit": 5 * NBYTES}), "cpu"])
+    want = gpurt.InferenceSession(model, providers=["cpu"]).run(None, X)
+    for got, expected in zip(s.run(None, X), want, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
 def test_what_is_copied_is_told(streaming):
     s = session(layers(16), "late", 8 * NBYTES)
     s.run(None, X)
