@@ -115,7 +115,7 @@ def test_branches_of_the_host_work_at_once(monkeypatch, asked, expected):
 
 
 def test_small_plans_and_one_thread_stay_sequential(monkeypatch):
-    before = len(lane_threads())
+    before = set(lane_threads())  # those of other tests' sessions may end meanwhile
     quick = Rates(1e12, 1e12, 1e12, 1e12, 1e12, 1e12, 1e-6)
     monkeypatch.setattr("gpurt.session.lanes.rates", lambda provider, folder: quick)
     small = gpurt.InferenceSession(branches(3), options(inter_op_num_threads=3), providers=["cpu"])
@@ -125,7 +125,7 @@ def test_small_plans_and_one_thread_stay_sequential(monkeypatch):
     one = gpurt.InferenceSession(branches(3), options(inter_op_num_threads=1), providers=["cpu"])
     one.run(None, {"x": np.zeros((4, 8), np.float32)})
     assert lanes_of(one) == [None]
-    assert len(lane_threads()) == before
+    assert set(lane_threads()) <= before
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(1, 2), (2, 1)])
