@@ -4,24 +4,48 @@
  * exponentials in y and scales them afterwards; without it they are computed twice, as half would round them.
  * A prologue (see chains.h) is computed once, into y, which then is the data.
  */
-/* Where a kernel over columns reads its data. */
+/* Where a kernel over columns reads its data, and how the data gets there. */
 #ifdef PROLOGUE
 #define DATA q
+#define BRING(column)               \
+  for (i32 k = 0; k < r; k++) {     \
+    const A v = AT1(k, column);     \
+    ST_T(q, k * inner, v);          \
+  }
 #else
 #define DATA (p + column)
+#define BRING(column)
 #endif
-
-#ifdef GP_CPU_CLASS
 
 /* exp(v - top), or what is left of the logarithm when the sum is known */
 #ifdef LOG
 #define RESULT(v) ((v) - top - scale)
-#define RESULT8(v) RESULT(v)
 #define SCALE(sum) log(sum)
 #else
 #define RESULT(v) (exp((v) - top) * scale)
-#define RESULT8(v) (exp8((v) - top) * scale)
 #define SCALE(sum) (1 / (sum))
+#endif
+
+/* One column, whose first element is number `first` of the result and lies at q there. */
+#define ONE_COLUMN(first)                                                           \
+  BRING(column)                                                                     \
+  const GLOBAL T *d = DATA;                                                         \
+  A top = LD_T(d, 0);                                                               \
+  for (i32 k = 1; k < r; k++) top = fmax(top, LD_T(d, k * inner));                  \
+  A sum = 0;                                                                        \
+  for (i32 k = 0; k < r; k++) sum += exp(LD_T(d, k * inner) - top);                 \
+  const A scale = SCALE(sum);                                                       \
+  for (i32 k = 0; k < r; k++) {                                                     \
+    const A v = LD_T(d, k * inner);                                                 \
+    ST_T(q, k * inner, DONE1(RESULT(v), (first) + k * inner));                      \
+  }
+
+#ifdef GP_CPU_CLASS
+
+#ifdef LOG
+#define RESULT8(v) RESULT(v)
+#else
+#define RESULT8(v) (exp8((v) - top) * scale)
 #endif
 
 /* exp of lanes that are never positive. The runtime's own is a call that spills registers, which costs as much again. */
@@ -157,35 +181,12 @@ softmax_columns(DATA_PARAM TENSOR(T, y), EPILOGUE_PARAMS const i64 tasks, const 
     }
     for (; column < stop; column++) {
       GLOBAL T *q = y + at + column;
-#ifdef PROLOGUE
-      for (i32 k = 0; k < r; k++) {
-        const A v = AT1(k, column);
-        ST_T(q, k * inner, v);
-      }
-#endif
-      const GLOBAL T *d = DATA;
-      A top = LD_T(d, 0);
-      for (i32 k = 1; k < r; k++) top = fmax(top, LD_T(d, k * inner));
-      A sum = 0;
-      for (i32 k = 0; k < r; k++) sum += exp(LD_T(d, k * inner) - top);
-      const A scale = SCALE(sum);
-      for (i32 k = 0; k < r; k++) {
-        const A v = LD_T(d, k * inner);
-        ST_T(q, k * inner, DONE1(RESULT(v), at + k * inner + column));
-      }
+      ONE_COLUMN(at + column);
     }
   }
 }
 
 #else
-
-#ifdef LOG
-#define RESULT(v) ((v) - top - scale)
-#define SCALE(sum) log(sum)
-#else
-#define RESULT(v) (exp((v) - top) * scale)
-#define SCALE(sum) ((A)1 / (sum))
-#endif
 
 /* Rows, by a group each. */
 KFN(BLOCK, 1, 1)
@@ -241,21 +242,6 @@ softmax_columns(DATA_PARAM TENSOR(T, y), EPILOGUE_PARAMS const i64 tasks, const 
   SLICE(slice, r * inner);
   const i64 at = slice * r * inner + column;
   GLOBAL T *q = y + at;
-#ifdef PROLOGUE
-  for (i32 k = 0; k < r; k++) {
-    const A v = AT1(k, column);
-    ST_T(q, k * inner, v);
-  }
-#endif
-  const GLOBAL T *d = DATA;
-  A top = LD_T(d, 0);
-  for (i32 k = 1; k < r; k++) top = fmax(top, LD_T(d, k * inner));
-  A sum = 0;
-  for (i32 k = 0; k < r; k++) sum += exp(LD_T(d, k * inner) - top);
-  const A scale = SCALE(sum);
-  for (i32 k = 0; k < r; k++) {
-    const A v = LD_T(d, k * inner);
-    ST_T(q, k * inner, DONE1(RESULT(v), at + k * inner));
-  }
+  ONE_COLUMN(at);
 }
 #endif

@@ -18,6 +18,7 @@ from gpurt import logs
 from gpurt.device import DeviceInfo, TensorArg
 from gpurt.errors import EPFail
 from gpurt.provider import BufferRef
+from gpurt.spec import aligned_zeros
 from gpurt_opencl.timer import OpenCLTimer
 
 logger = logs.get("gpurt.opencl")
@@ -111,7 +112,7 @@ class OpenCLDriver:
 
     def _computes_in_place(self) -> bool:
         """Whether a buffer over host memory is that memory, and two mappings of a buffer are the same."""
-        host = aligned(4096)
+        host = aligned_zeros(4096)
         wrapped, own = self.wrap(host), self.alloc(4096)
         first, second, over = self._map(own), self._map(own), self._map(wrapped)
         return bool(first.ctypes.data == second.ctypes.data and over.ctypes.data == host.ctypes.data)
@@ -279,13 +280,6 @@ def sub_device(device: cl.Device, threads: int) -> cl.Device:
     except cl.Error:  # a driver need not be able to
         logger.warning("%s cannot be limited to %d threads; all are used", device.name.strip(), threads)
         return device
-
-
-def aligned(nbytes: int) -> np.ndarray:
-    """Host memory at a 64-byte boundary, which drivers wrap without a copy."""
-    raw = np.zeros(nbytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + nbytes]
 
 
 @cache

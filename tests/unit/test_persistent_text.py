@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from gpurt.device.persistent.text import TENSOR, Kind, merged
+from gpurt.device.persistent import text as texts
+from gpurt.device.persistent.text import TENSOR, Kind, key, merged
 
 HEADER = """#define SIZE {size}
 #define HELPER(T) \\
@@ -59,3 +60,17 @@ def test_parameters_are_read_from_words():
 def test_a_text_without_the_kernel_is_refused():
     with pytest.raises(ValueError, match="no kernel scal"):
         merged([Kind(FIRST, "scal", (TENSOR,))], "opencl")
+
+
+def test_a_program_is_known_by_all_that_its_text_depends_on(monkeypatch):
+    kinds = [Kind(FIRST, "scale", (TENSOR, TENSOR, "i32")), Kind(SECOND, "scale", (TENSOR, "float"))]
+    known = {
+        key(kinds),
+        key(kinds[::-1]),
+        key(kinds[:1]),
+        key([Kind(FIRST, "scale", (TENSOR, TENSOR, "u32")), kinds[1]]),
+    }
+    monkeypatch.setattr(texts, "VERSION", texts.VERSION + 1)
+    known.add(key(kinds))
+    monkeypatch.setattr(texts.gpurt_kernels, "text", lambda name: "another walk")
+    assert len(known | {key(kinds)}) == 6

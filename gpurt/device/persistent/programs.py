@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from gpurt import logs
 from gpurt.device.driver import AddressingDriver, DeviceInfo
 from gpurt.device.persistent.part import Part
 from gpurt.device.persistent.table import Table
-from gpurt.device.persistent.text import Kind, merged
+from gpurt.device.persistent.text import Kind, key, merged
 from gpurt.errors import EPFail
 from gpurt.provider import Step
 
@@ -76,9 +77,9 @@ class Programs:
             distinct = tuple(dict.fromkeys(kinds))
             if len(kinds) < FEWEST or frozenset(distinct) in self._failed:
                 return None
-            key = "\0".join(word for k in distinct for word in (k.entry, *k.params, k.text))
+            name, made = f"{len(distinct)} kernels", partial(merged, distinct, self._info.dialect)
             try:
-                program = self._program(key, f"{len(distinct)} kernels", lambda: merged(distinct, self._info.dialect))
+                program = self._program(key(distinct), name, made)
             except (EPFail, ValueError) as e:
                 logger.warning("%s: kernels are launched one by one: %s", self._info.name, e)
                 self._failed.add(frozenset(distinct))

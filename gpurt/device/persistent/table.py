@@ -11,6 +11,7 @@ from gpurt.device.driver import AddressingDriver, Launcher, TensorArg
 from gpurt.device.persistent.part import Arg, Part
 from gpurt.device.persistent.text import ENTRY, TENSOR, WORDS, Kind
 from gpurt.provider import BufferRef
+from gpurt.spec import aligned_zeros
 
 MOST_COPIES: Final = 8
 """Of a table, for launches that are under way while parameters are set for the next one."""
@@ -48,8 +49,8 @@ class Table:
                 starts.append(word)
                 word += 2 if param == TENSOR else 1
             self._starts.append(starts)
-        self._words = _shared(word * 8, np.uint64)
-        counters = _shared((1 + len(parts) * (1 + walkers)) * _LINE * 4, np.int32)
+        self._words = aligned_zeros(word * 8).view(np.uint64)
+        counters = aligned_zeros((1 + len(parts) * (1 + walkers)) * _LINE * 4).view(np.int32)
         for number, part in enumerate(parts):
             first = (self._starts[number] or [head])[0] - head
             assert part.kind is not None, "only parts with a kind come here"
@@ -112,7 +113,7 @@ class Table:
                 break
         else:
             if len(self._tokens) < MOST_COPIES:
-                words = _shared(old.nbytes, np.uint64)
+                words = aligned_zeros(old.nbytes).view(np.uint64)
                 self._copies.append((words, _tensor(self._driver, words)))
                 self._tokens.append(None)
                 self._current = len(self._tokens) - 1
@@ -123,13 +124,6 @@ class Table:
         self._tokens[self._current] = None
         self._words[:] = old
         self._launcher.set(0, tensor)
-
-
-def _shared(nbytes: int, dtype: type[np.generic]) -> np.ndarray:
-    """Zeros at a 64-byte boundary, which drivers wrap without a copy."""
-    raw = np.zeros(nbytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + nbytes].view(dtype)
 
 
 def _tensor(driver: AddressingDriver, array: np.ndarray) -> TensorArg:

@@ -13,6 +13,9 @@ from typing import Final
 
 import gpurt_kernels
 
+VERSION: Final = 1
+"""Of the way in which texts are merged: programs that another version made are not used again."""
+
 ENTRY: Final = "persistent"
 WORDS: Final = 8
 """Words of 64 bits in the table for each launch: kernel, first parameter, groups along three axes; the rest is free."""
@@ -52,6 +55,13 @@ def merged(kinds: Sequence[Kind], dialect: str) -> str:
     cases = "".join(_case(kind, number) for number, kind in enumerate(kinds))
     parts += [gpurt_kernels.header(dialect), f"#define WORDS {WORDS}\n#define CASES {cases}\n"]
     return "".join([*parts, gpurt_kernels.text("persistent.cl")])
+
+
+def key(kinds: Sequence[Kind]) -> str:
+    """All that the merged text depends on, told without making it."""
+    words = [str(VERSION), gpurt_kernels.text("persistent.cl")]
+    words += (word for kind in kinds for word in (kind.entry, *kind.params, kind.text))
+    return "\0".join(words)
 
 
 def _scoped(kind: Kind, number: int) -> str:
