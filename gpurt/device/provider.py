@@ -51,8 +51,9 @@ from gpurt.provider import (
 MEMORY_OPTIONS: Mapping[str, str] = {
     "memory_limit": "most bytes that weights and arena may take together, an integer; default: the device's memory",
     "arena_extend_strategy": "next_power_of_two (default) or same_as_requested",
-    "initial_chunk_size_bytes": "bytes of the arena's first region, default 1 MiB",
-    "max_power_of_two_extend_bytes": "bytes up to which next_power_of_two doubles, default 1 GiB",
+    "initial_chunk_size_bytes": "bytes of the arena's first region, default 1 MiB, or less under a memory_limit",
+    "max_power_of_two_extend_bytes": "bytes up to which next_power_of_two doubles, default 1 GiB, or less under "
+    "a memory_limit",
     "over_budget": "layers (default): what is over memory_limit runs on the next provider; "
     "stream: its weights are copied at each run, while the layer before computes",
     "share_arena": "True: one arena for all sessions on the device that say so, with the same options",
@@ -90,10 +91,10 @@ class DeviceProvider(Provider, DeviceMemory):
         if self.info.kind == "gpu" and isinstance(driver, FollowingDriver):
             self.branches = BRANCHES  # all cores of a CPU have work by one kernel
         terms = {
-            "limit": _nbytes(options, "memory_limit", None),
+            "limit": _nbytes(options, "memory_limit"),
             "strategy": options.get("arena_extend_strategy", "next_power_of_two"),
-            "initial": _nbytes(options, "initial_chunk_size_bytes", 1 << 20),
-            "max_extend": _nbytes(options, "max_power_of_two_extend_bytes", 1 << 30),
+            "initial": _nbytes(options, "initial_chunk_size_bytes"),
+            "max_extend": _nbytes(options, "max_power_of_two_extend_bytes"),
         }
         make = partial(_arena, driver, device, self.info, terms)
         over = options.get("over_budget", "layers")
@@ -242,8 +243,8 @@ class DeviceProvider(Provider, DeviceMemory):
         return self.constants.nbytes()
 
 
-def _nbytes(options: Mapping[str, Any], name: str, default: int | None) -> int | None:
-    value = options.get(name, default)
+def _nbytes(options: Mapping[str, Any], name: str) -> int | None:
+    value = options.get(name)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value <= 0):
         raise InvalidArgument(f"{name} is {value!r}", remedy="Give a number of bytes")
     return value

@@ -11,12 +11,14 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from gpurt.errors import InvalidArgument, OutOfMemory
 from gpurt.provider import BufferRef
 
 STRATEGIES = ("next_power_of_two", "same_as_requested")
+INITIAL: Final = 1 << 20
+MAX_EXTEND: Final = 1 << 30
 
 
 @dataclass(slots=True, eq=False)
@@ -36,8 +38,10 @@ class RegionArena:
         max_block: largest single allocation that the device allows, in bytes.
         limit: most bytes held from the device at once, reserved ones included; None for no limit.
         strategy: ``next_power_of_two`` doubles the size of new regions, ``same_as_requested`` takes what is asked for.
-        initial: bytes of the first region under ``next_power_of_two``.
-        max_extend: bytes up to which that strategy doubles; larger regions are made for larger requests only.
+        initial: bytes of the first region under ``next_power_of_two``; 1 MiB if None.
+        max_extend: bytes up to which that strategy doubles; larger regions are made for larger requests only. 1 GiB if
+            None. Where there is a limit, the two are at most a sixteenth of it unless they are given: what one plan
+            has in reserve is room that the weights of a later one lack.
         name: the device, for messages.
     """
 
@@ -50,8 +54,8 @@ class RegionArena:
         max_block: int = 1 << 62,
         limit: int | None = None,
         strategy: str = "next_power_of_two",
-        initial: int = 1 << 20,
-        max_extend: int = 1 << 30,
+        initial: int | None = None,
+        max_extend: int | None = None,
         name: str = "device",
     ) -> None:
         if strategy not in STRATEGIES:
@@ -62,7 +66,9 @@ class RegionArena:
         self.max_block = max_block - max_block % alignment
         self._alloc, self._free = alloc, free
         self._limit, self._strategy, self._name = limit, strategy, name
-        self._next, self._max_extend = initial, max_extend
+        most = MAX_EXTEND if limit is None else max(limit // 16 // alignment * alignment, alignment)
+        self._next = min(INITIAL, most) if initial is None else initial
+        self._max_extend = min(MAX_EXTEND, most) if max_extend is None else max_extend
         self._regions: list[_Region] = []
         # Buffers of some drivers are mere addresses: nothing but this gives them back when the arena goes.
         weakref.finalize(self, _free_all, self._regions, free).atexit = False

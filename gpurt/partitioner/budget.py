@@ -67,8 +67,10 @@ def overflow(
         maker = position.get(value.maker)
         if maker is not None and nodes[maker].op_type in VIEWS:
             continue  # it lies in its input's memory
-        start.setdefault(min(uses), []).append(resident.value(value.name))
-        end.setdefault(max(uses), []).append(resident.value(value.name))
+        # What a turn of a loop yields stays while the next turn has memory of its own.
+        nbytes = resident.value(value.name) * (2 if value.times > 1 else 1)
+        start.setdefault(min(uses), []).append(nbytes)
+        end.setdefault(max(uses), []).append(nbytes)
     read = {value.name for value in values}
     held: dict[str, int] = {}
     alive = weights = 0

@@ -61,6 +61,14 @@ class PlanCache:
         with self._lock:
             self._trim(None)
 
+    def clear(self) -> None:
+        """Let go of all plans."""
+        with self._lock:
+            for point in self._points:
+                for plan in point.by_signature.values():
+                    self._let_go(plan, None)
+                point.by_signature.clear()
+
     def release(self) -> None:
         """Let go of all device memory of plans that is idle; the plans stay, and take memory anew when they run."""
         with self._lock:

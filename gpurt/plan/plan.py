@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from gpurt.errors import OutOfMemory
 from gpurt.memory.offsets import Lifetime, assign, lower_bound, rounded
 from gpurt.plan.branches import branching, conflicts, join
+from gpurt.plan.budget import Share
 from gpurt.plan.delivery import carried
 from gpurt.plan.destination import Destination
 from gpurt.plan.overlap import overlap
@@ -20,9 +21,18 @@ from gpurt.provider import DeviceMemory
 
 
 class Plan:
-    """Immutable: steps, slots with offsets, blocks by space."""
+    """Immutable: steps, slots with offsets, blocks by space.
 
-    def __init__(self, draft: Draft, memories: Sequence[DeviceMemory | None], sizing: Sizing | None = None) -> None:
+    Args:
+        draft: the steps; the plan takes it over.
+        memories: by space.
+        share: of the limits of devices that weights are streamed to.
+        sizing: of a template.
+    """
+
+    def __init__(
+        self, draft: Draft, memories: Sequence[DeviceMemory | None], share: Share, sizing: Sizing | None = None
+    ) -> None:
         self.end = draft.end
         self.copies = draft.copies
         self._draft = draft
@@ -31,9 +41,10 @@ class Plan:
         if sizing is None:  # else it was done while sizes could still leave guards
             merge_in_place(draft)
         self.streamed: dict[int, Streamed] = {}
+        self._streams = any(m is not None and m.streams_weights for m in memories)
         for space, memory in enumerate(memories):
             if memory is not None and memory.streams_weights:
-                found = stream_weights(draft, space, memory)
+                found = stream_weights(draft, space, memory, share)
                 if found is not None:
                     self.streamed[space] = found
         divided = branching(draft.steps)
@@ -100,13 +111,7 @@ class Plan:
 
         A template's memory is for the largest sizes of its window: it may not fit where a plan for one size does.
         """
-        limits = {s: int(self._memory(s).arena.stats().get("limit", 0)) for s in self.streamed}
-        return all(self.sizes[s] + found.resident <= limits[s] for s, found in self.streamed.items())
-
-    def _memory(self, space: int) -> DeviceMemory:
-        memory = self._memories[space]
-        assert memory is not None, "the host has no device memory"
-        return memory
+        return all(self.sizes[s] + found.resident <= found.limit for s, found in self.streamed.items())
 
     def held(self) -> int:
         """Bytes of device memory that its states hold."""
@@ -117,7 +122,7 @@ class Plan:
         with self._lock:
             self._pool, idle = self._pool[:keep], self._pool[keep:]
             self._states -= len(idle)
-            if self.streamed and not self._states and not self._retired:
+            if self._streams and not self._states and not self._retired:
                 self._constants.clear()  # others may need the room; the next state takes them anew
         for state in idle:
             state.close()

@@ -12,6 +12,7 @@ import numpy as np
 from gpurt import logs
 from gpurt.partitioner.result import CompiledGraph, ControlItem
 from gpurt.plan.builder import KEYED_ELEMENTS, Builder, Planning
+from gpurt.plan.budget import Budget
 from gpurt.plan.cache import PlanCache, Point
 from gpurt.plan.destination import Destination, Target
 from gpurt.plan.plan import Plan
@@ -46,6 +47,9 @@ class Site(Planning, Protocol):
     def plans(self) -> PlanCache: ...
 
     @property
+    def budget(self) -> Budget: ...
+
+    @property
     def parallel(self) -> Parallel | None:
         """What divides plans among threads; None under the sequential execution mode."""
 
@@ -63,9 +67,10 @@ class Site(Planning, Protocol):
 class GraphRunner:
     """Replays a graph level; safe to call from several threads."""
 
-    def __init__(self, site: Site, graph: CompiledGraph, *, outputs_to_host: bool) -> None:
+    def __init__(self, site: Site, graph: CompiledGraph, *, outputs_to_host: bool, level: int = 0) -> None:
         self.graph = graph
         self._site = site
+        self._level = level  # number among the session's runners
         self._targets: dict[str, Target] | None = {} if outputs_to_host else None
         # Control flow takes its inputs from held values, so constants that it reads directly are held from the start.
         direct = {v.name for i in graph.items if isinstance(i, ControlItem) for v in i.node.inputs if v is not None}
@@ -109,6 +114,11 @@ class GraphRunner:
     def _behind(self, end: int) -> Collection[str]:
         """Values that items from a cut on read."""
         return self.graph.needs[end] if end < len(self.graph.items) else ()
+
+    def forget_templates(self) -> None:
+        """Let go of what is kept of plans beside the plans."""
+        with self._site.building:
+            self._templates = [[] for _ in self._points]
 
     def plans(self) -> list[Plan]:
         """All plans that are kept."""
@@ -184,7 +194,7 @@ class GraphRunner:
                 if served is not None:
                     return served
             draft = walk(known)
-            plan = Plan(draft, self._site.memories)
+            plan = Plan(draft, self._site.memories, self._site.budget.share((self._level, position)))
             self._site.planned(self.graph, plan)
             point.add(signature, plan)
             about = {n: repr(s) for n, s in known.items() if s is not None and n in self.graph.inputs}
@@ -234,8 +244,9 @@ class GraphRunner:
         if latest is None or not varying(latest, signature):
             return False
         try:
+            share = self._site.budget.share((self._level, position))
             template = make_template(
-                latest, signature, specs, walk, self._site.memories, bool(self._templates[position])
+                latest, signature, specs, walk, self._site.memories, share, bool(self._templates[position])
             )
         except Exception as e:  # noqa: BLE001 - whatever code that expects numbers makes of sizes; a plan serves
             logger.debug("%s: no template from item %d on: %s", self.graph.name, position, e)

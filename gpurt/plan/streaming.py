@@ -1,6 +1,7 @@
 """Weights that do not fit into a device's memory: written shortly before their reader runs, into the plan's memory.
 
-Where weights and values together are over the limit, the largest weights that leave enough room stay on the device.
+Where weights and values together are over the limit, the largest weights that leave enough room stay on the device. The
+limit is shared by all plans of the session (gpurt.plan.budget).
 The others are copied at each run, on a queue of their own, one step ahead: while a step computes, the next one's
 weights are on their way. A plan's memory holds them like any other value, from the step before to their reader.
 """
@@ -14,6 +15,7 @@ import numpy as np
 
 from gpurt import logs
 from gpurt.memory.offsets import Lifetime, assign
+from gpurt.plan.budget import Demand, Share
 from gpurt.plan.steps import AwaitStep, CopyStep, DeviceStep, Draft, ReadStep, Slot, Step, ViewStep, WeightStep
 from gpurt.provider import DeviceMemory
 
@@ -25,27 +27,35 @@ SMALL: Final = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """What was decided for a plan on one device: the bytes that each run copies, and those that stay."""
+    """What was decided for a plan on one device: the bytes that each run copies, those that stay, and the limit."""
 
     copied: int
     resident: int
+    limit: int
 
 
-def stream_weights(draft: Draft, space: int, memory: DeviceMemory) -> Streamed | None:
-    """Let a draft fit into the limit of a device's memory by streaming weights; None if it fits as it is.
+def stream_weights(draft: Draft, space: int, memory: DeviceMemory, share: Share) -> Streamed | None:
+    """Let a draft fit into its share of a device's memory by streaming weights; None if it fits as it is.
 
     Values have been merged in place before. The draft gains steps, so positions in it change.
     """
-    limit = int(memory.arena.stats().get("limit", 0))
-    sizes = {key: max(array.nbytes, 1) for key, array in _constants(draft, space).items()}
-    if not limit or sum(sizes.values()) + _Stream(draft, space, set(), True).peak(memory) <= limit:
+    limit = share.limit(space)
+    if not limit:
         return None
+    sizes = {key: max(array.nbytes, 1) for key, array in _constants(draft, space).items()}
     kept = {key for key, nbytes in sizes.items() if nbytes <= SMALL} | (_viewed(draft, space) & sizes.keys())
+    fixed = sum(sizes[k] for k in kept)
+    # What a turn of a loop yields lies in the plan's memory while the next turn has as much again.
+    turns = 2 if share.inner and any(space in place.slots for _, place in draft.outputs) else 1
     for ahead in (True, False):  # without copies ahead of time there is more room
-        least = _Stream(draft, space, set(sizes) - kept, ahead).peak(memory)
-        spare = limit - sum(sizes[k] for k in kept) - least
-        if spare >= 0:
+        least = fixed + turns * _Stream(draft, space, set(sizes) - kept, ahead).peak(memory)
+        if least <= limit:
             break
+    demand = Demand(least, sum(sizes.values()) - fixed)
+    spare = share.stays(space, demand)
+    whole = sum(sizes.values()) + turns * _Stream(draft, space, set(), True).peak(memory)
+    if whole <= (limit if spare == demand.weights else least + spare):
+        return None
     for key in sorted(sizes.keys() - kept, key=lambda k: -sizes[k]):
         if sizes[key] <= spare:
             kept.add(key)
@@ -63,7 +73,7 @@ def stream_weights(draft: Draft, space: int, memory: DeviceMemory) -> Streamed |
                     "cause": "over memory_limit",
                 }
             )
-    found = Streamed(chosen.copied, sum(sizes[k] for k in kept))
+    found = Streamed(chosen.copied, sum(sizes[k] for k in kept), limit)
     logger.info(
         "%s: memory_limit is %d bytes: each run copies %d bytes of weights, %d bytes stay",
         memory.device, limit, found.copied, found.resident,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gpurt.plan.budget import Share
 from gpurt.plan.plan import Plan, merge_in_place
 from gpurt.plan.sizes import Sizing, sized
 from gpurt.plan.steps import CopyStep, DeviceStep, Draft, ReadStep, Slot, StoreStep, ViewStep, WriteStep
@@ -93,6 +94,7 @@ def make_template(
     specs: Mapping[str, Spec | None],
     walk: Callable[[Mapping[str, Spec | None]], Draft],
     memories: Sequence[DeviceMemory | None],
+    share: Share,
     narrow: bool = False,
 ) -> Template | None:
     """The template for what two signatures have in common; None where a plan would serve one of them only.
@@ -102,7 +104,7 @@ def make_template(
         new: the signature at hand.
         specs: by name, in the order of the signature.
         walk: makes a draft from specs; it may raise whatever code that does not expect sizes makes of them.
-        memories: see Plan.
+        memories, share: see Plan.
         narrow: whether a template for one size is welcome: beside others, it shares their kernels.
     """
     pairs = varying(old, new)
@@ -131,7 +133,7 @@ def make_template(
     steps = [[v + step for v in values] for step in (1, -1)]
     if not narrow and not any(holds(*v) for v in steps):
         return None
-    plan = Plan(draft, memories, sizing)
+    plan = Plan(draft, memories, share, sizing)
     return Template(old, new, pairs, plan, holds) if plan.fits() else None
 
 

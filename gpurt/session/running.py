@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Final, TypeVar
 
 from gpurt import logs
-from gpurt.errors import InvalidArgument
+from gpurt.errors import InvalidArgument, OutOfMemory
 from gpurt.plan.values import Run
 from gpurt.run_options import RunOptions
 from gpurt.session.profiling import Profile
 from gpurt.session.site import Site
 
 logger = logs.get(__name__)
+Answer = TypeVar("Answer")
+
+MOST_ATTEMPTS: Final = 8
+"""Runs that each may learn of plans that were not known before; a body whose shapes grow may have more to tell."""
 
 
 def running(
@@ -34,6 +39,35 @@ def running(
     if options is not None and not isinstance(options, RunOptions):
         raise InvalidArgument(f"run_options is {options!r}", remedy="Give a gpurt.RunOptions")
     return _told(site, scope, profile, options)
+
+
+def fitted(site: Site, attempt: Callable[[], Answer]) -> Answer:
+    """A run, from its feeds to its results; where streamed weights left too little memory, again with new plans.
+
+    What was planned first did not know of what came behind it; in the next attempt it does. In the last one no weights
+    stay on the device. A run writes the caller's memory at most with what it writes again.
+
+    Raises what the run raises, OutOfMemory for the last attempt; the plans for further runs are as before then.
+    """
+    before = site.budget.known()
+    attempts = 0
+    while True:
+        attempts += 1
+        known, site.short = site.budget.known(), False
+        try:
+            answer = attempt()
+            if site.short and not site.budget.knew(known):
+                site.forget()  # it went well at the expense of plans that are made better now
+            return answer
+        except OutOfMemory:
+            learned = site.budget.known() != known and attempts < MOST_ATTEMPTS
+            if not learned and not site.budget.tighten():
+                if attempts > 1:
+                    site.budget.reset(before)
+                    site.forget()
+                raise
+        logger.info("memory is short: the plans are made again, with less of the weights on the devices")
+        site.forget()
 
 
 @contextmanager

@@ -42,7 +42,7 @@ from gpurt.session.opening import asked, check_strict, open_providers, with_sett
 from gpurt.session.profiling import Profile
 from gpurt.session.residence import Residence, check_apart
 from gpurt.session.results import owned, result, root
-from gpurt.session.running import running
+from gpurt.session.running import fitted, running
 from gpurt.session.site import Evaluator, Site
 from gpurt.session.warmup import Shapes, listed, zeros
 from gpurt.session.workers import Workers
@@ -201,8 +201,12 @@ class InferenceSession:
         """
         wanted = self._wanted(output_names)
         feeds = check_feeds(input_feed, self._inputs, self._overridable)
-        with running(self._site, self._scope, self._profile, run_options) as run:
-            return owned(self._values(run, feeds, wanted), feeds.values(), self._fixed)
+
+        def attempt() -> list[Any]:
+            with running(self._site, self._scope, self._profile, run_options) as run:
+                return owned(self._values(run, feeds, wanted), feeds.values(), self._fixed)
+
+        return fitted(self._site, attempt)
 
     def _values(self, run: Run, feeds: Mapping[str, Any], wanted: Sequence[int]) -> list[Any]:
         """Outputs on the host; when this returns nobody knows of device memory of the run any more."""
@@ -232,8 +236,12 @@ class InferenceSession:
             raise InvalidArgument("the binding is not of this session", remedy="Use session.io_binding()")
         feeds = check_feeds(iobinding.inputs, self._inputs, self._overridable)
         iobinding.results = []
-        with running(self._site, self._scope, self._profile, run_options) as run:
-            results = self._bound(run, feeds, iobinding)
+
+        def attempt() -> dict[str, Any]:
+            with running(self._site, self._scope, self._profile, run_options) as run:
+                return self._bound(run, feeds, iobinding)
+
+        results = fitted(self._site, attempt)
         mine = [w.tensor.numpy() for w in iobinding.outputs.values() if w.tensor is not None and not w.tensor.storage]
         foreign = [*feeds.values(), *mine]
         for name, wanted in iobinding.outputs.items():

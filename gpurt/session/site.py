@@ -6,12 +6,12 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from gpurt.errors import InvalidArgument, suggest
 from gpurt.graph.view import NodeView, part
 from gpurt.partitioner import CompiledGraph, Compiler, UnitItem
+from gpurt.plan.budget import Budget
 from gpurt.plan.cache import PlanCache
 from gpurt.plan.plan import Plan
 from gpurt.plan.replay import watched
@@ -74,6 +74,8 @@ class Site:
                 self.devices.append(provider.device)
             self._spaces.append(numbers[provider.memory_space])
         self.parallel = parallel(self._spaces)
+        self.budget = Budget(self.memories)
+        self.short = False  # whether a run has had to make room, since that was last looked at
         self.usage = Usage()
         self._reserve = Reserve()
         _SITES.add(self)
@@ -107,14 +109,24 @@ class Site:
         found = self._runners.get(id(graph))
         if found is None:
             with self.lock:
-                outermost = not self._runners
-                found = self._runners.setdefault(id(graph), GraphRunner(self, graph, outputs_to_host=outermost))
+                level = len(self._runners)
+                made = GraphRunner(self, graph, outputs_to_host=not level, level=level)
+                found = self._runners.setdefault(id(graph), made)
         return found
 
     def planned(self, graph: CompiledGraph, plan: Plan) -> None:
         """Remember what the newest plan of each level copies, for explain()."""
         for copy in plan.copies:
             self.copies[f"{graph.name}/{copy['value']}/{copy['from']}/{copy['to']}"] = copy
+
+    def forget(self) -> None:
+        """Let go of all plans and their memory, so that they are made anew."""
+        self.plans.clear()
+        with self.lock:
+            runners = list(self._runners.values())
+        for runner in runners:
+            runner.forget_templates()
+        self.trim()
 
     def spaces_of(self, names: Sequence[str]) -> list[int]:
         """Memory spaces of devices: ``opencl:0``, or ONNX Runtime's ``gpu:0`` for the first that is not the host.
@@ -134,7 +146,11 @@ class Site:
     @contextmanager
     def run(self, options: RunOptions | None = None, trace: Trace | None = None) -> Iterator[Run]:
         """A run with queues of its own, taken from the pool or the trace; all work is complete when it ends."""
-        room = partial(relieve, self.memories)
+
+        def room() -> None:
+            self.short = True
+            relieve(self.memories)
+
         if trace is not None:
             run = Run(trace.memories(self.memories), {}, room, options, traced, trace, self._reserve)
             streams = None

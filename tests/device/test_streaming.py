@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -107,6 +108,50 @@ def test_copies_have_a_queue_of_their_own(provider: DeviceProvider, model, tmp_p
     assert sum(int(e["args"]["bytes"]) for e in copies) == 3 * streamed.copied
     assert streamed.copied > LIMIT // 2
     assert kernels
+
+
+@pytest.mark.parametrize("over_budget", ["layers", "stream"])
+def test_a_loop_and_what_is_around_it_share_the_limit(provider: DeviceProvider, over_budget: str) -> None:
+    """Each plan's weights fit alone."""
+    rng = np.random.default_rng(4)
+    kind = [16, WIDTH]
+
+    def weights(prefix: str) -> list[TensorProto]:
+        drawn = (rng.standard_normal((6, WIDTH, WIDTH)) / 30).astype(np.float32)
+        return [numpy_helper.from_array(a, f"{prefix}w{i}") for i, a in enumerate(drawn)]
+
+    def value(name: str, dtype: int = TensorProto.FLOAT, shape: list[int] = kind) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, dtype, shape)
+
+    def layers(prefix: str) -> list[onnx.NodeProto]:
+        names = [(f"{prefix}{i}", f"{prefix}w{i}", f"{prefix}m{i}", f"{prefix}{i + 1}") for i in range(6)]
+        return [node for h, w, m, y in names for node in (n("MatMul", [h, w], [m]), n("Tanh", [m], [y]))]
+
+    on = [value("turn", TensorProto.INT64, []), value("on", TensorProto.BOOL, [])]
+    body = helper.make_graph(
+        [*layers("c"), n("Identity", ["on"], ["still"])],
+        "body",
+        [*on, value("c0")],
+        [value("still", TensorProto.BOOL, []), value("c6")],
+        weights("c"),
+    )
+    nodes = [*layers("h"), n("Loop", ["turns", "", "h6"], ["k"], body=body), n("Mul", ["k", "h6"], ["y"])]
+    turns = numpy_helper.from_array(np.asarray(3, np.int64), "turns")
+    graph = helper.make_graph(nodes, "around", [value("h0")], [value("y")], [*weights("h"), turns])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    feed = {"h0": rng.standard_normal(kind).astype(np.float32)}
+    limit = 8 * WIDTH * WIDTH * 4
+    about = {"kernel_class": provider.info.kernel_class, "memory_limit": limit, "over_budget": over_budget}
+    given = gpurt.SessionOptions(partitioning="greedy")
+    s = gpurt.InferenceSession(model, given, providers=[("opencl", about), "cpu"])
+    (want,) = gpurt.InferenceSession(model, providers=["cpu"]).run(None, feed)
+    for _ in range(3):
+        np.testing.assert_allclose(s.run(None, feed)[0], want, atol=1e-5)
+        (memory,) = s.memory().values()
+        assert memory["held"] + memory["weights"] <= limit
+    assert memory["allocations_last_run"] == 0
+    products = {x["provider"] for x in s.explain().to_dict()["nodes"] if x["op_type"] in ("MatMul", "Tanh")}
+    assert products == ({"opencl"} if over_budget == "stream" else {"opencl", "cpu"})
 
 
 def test_a_wrong_word_is_refused(provider: DeviceProvider, model) -> None:

@@ -7,7 +7,7 @@ import pytest
 from conftest import make_model, plugin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import gpurt
 from gpurt import registry
@@ -148,6 +148,74 @@ def test_a_weight_that_all_layers_share_is_not_copied_twice_where_it_can_stay(st
     s.run(None, X)
     (plan,) = s._runner.plans()
     assert not plan.streamed
+
+
+def looped(around, inside, behind=0, trips=3):
+    """Layers, a loop over more of them, and layers again that also read what the first ones made; each with a weight."""
+    half = TensorProto.FLOAT16
+    weights = {f"w{i}": np.full((SIZE, SIZE), i + 1, np.float16) for i in range(around + behind)}
+    inner = {f"b{i}": np.full((SIZE, SIZE), -i - 1, np.float16) for i in range(inside)}
+    body = helper.make_graph(
+        [*(n("Add", [f"c{i}", f"b{i}"], [f"c{i + 1}"]) for i in range(inside)), n("Identity", ["on"], ["on_out"])],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("c0", half, [SIZE, SIZE]),
+        ],
+        [
+            helper.make_tensor_value_info("on_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info(f"c{inside}", half, [SIZE, SIZE]),
+        ],
+        [numpy_helper.from_array(a, name) for name, a in inner.items()],
+    )
+    nodes = [n("Add", [f"h{i}", f"w{i}"], [f"h{i + 1}"]) for i in range(around)]
+    nodes += [n("Loop", ["trips", "", f"h{around}"], ["k0"], "loop", body=body)]
+    nodes += [n("Add", [f"k{i}", f"w{around + i}"], [f"k{i + 1}"]) for i in range(behind)]
+    nodes += [n("Mul", [f"k{behind}", f"h{around}"], ["y"])]
+    weights["trips"] = np.asarray(trips, np.int64)
+    return make_model(nodes, {"h0": (half, [SIZE, SIZE])}, ["y"], weights)
+
+
+@pytest.mark.parametrize("device", ["late", "early"])
+@pytest.mark.parametrize("shape", [(8, 8, 0), (3, 9, 3), (8, 2, 8), (2, 8, 0)])
+@pytest.mark.parametrize("room", [10, 12, 14])
+def test_plans_of_a_run_share_the_limit(streaming, device, shape, room):
+    """The graph's plan and that of the loop's body fit alone, but not together."""
+    model, feed = looped(*shape), {"h0": X["x"]}
+    s = session(model, device, room * NBYTES)
+    (want,) = gpurt.InferenceSession(model, providers=["cpu"]).run(None, feed)
+    for _ in range(3):
+        np.testing.assert_array_equal(s.run(None, feed)[0], want)
+        assert s.memory()[f"{device}:0"]["held"] <= room * NBYTES
+    if room > 10:  # else what is done with makes room for what comes
+        assert s.memory()[f"{device}:0"]["allocations_last_run"] == 0
+    assert {x["provider"] for x in s.explain().to_dict()["nodes"] if x["op_type"] == "Add"} == {device}
+
+
+def test_a_loop_s_weights_stay_before_those_around_it(streaming):
+    model, feed = looped(8, 4, trips=5), {"h0": X["x"]}
+    s = session(model, "late", 12 * NBYTES)
+    for _ in range(3):
+        s.run(None, feed)
+    streamed = {plan.streamed[1].copied if plan.streamed else 0 for r in s._site._runners.values() for plan in r.plans()}
+    assert 0 in streamed  # the body's
+    assert NBYTES <= s.memory()["late:0"]["streamed"] <= 8 * NBYTES
+
+
+def test_a_run_that_no_plan_fits_leaves_the_session_as_it_was(streaming):
+    half = TensorProto.FLOAT16
+    weights = {f"w{i}": np.full((SIZE,), i + 1, np.float16) for i in range(3)}
+    nodes = [n("Add", [f"h{i}", f"w{i}"], [f"h{i + 1}"]) for i in range(3)] + [n("Mul", ["h3", "h0"], ["y"])]
+    model = make_model(nodes, {"h0": (half, ["n", SIZE])}, ["y"], weights)
+    s = session(model, "late", 8 * NBYTES)
+    small, large = ({"h0": np.ones((rows, SIZE), np.float16)} for rows in (SIZE, 40 * SIZE))
+    before = s.run(None, small)[0]
+    memory = s.memory()
+    with pytest.raises(gpurt.OutOfMemory, match="limit"):
+        s.run(None, large)
+    np.testing.assert_array_equal(s.run(None, small)[0], before)
+    assert s.memory() == memory
 
 
 @st.composite
