@@ -11,8 +11,8 @@ import numpy as np
 
 from gpurt import logs
 from gpurt.partitioner.result import CompiledGraph, ControlItem
-from gpurt.plan.builder import KEYED_ELEMENTS, Builder, Planning
 from gpurt.plan.budget import Budget
+from gpurt.plan.builder import KEYED_ELEMENTS, Builder, Planning
 from gpurt.plan.cache import PlanCache, Point
 from gpurt.plan.destination import Destination, Target
 from gpurt.plan.plan import Plan

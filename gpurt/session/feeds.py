@@ -27,6 +27,21 @@ class Elsewhere:
     device: str
 
 
+def open_sizes(feeds: Mapping[str, Any], inputs: Sequence[GraphInput]) -> str:
+    """The sizes that the model leaves open, as feeds have them: ``batch = 8 ('x' is [8, 3, 224, 224])``; or ""."""
+    found: dict[str, str] = {}
+    for info in inputs:
+        value = feeds.get(info.name)
+        shape = getattr(value.value if isinstance(value, Elsewhere) else value, "shape", None)
+        if shape is None or info.shape is None:
+            continue
+        for axis, (declared, size) in enumerate(zip(info.shape, shape, strict=False)):
+            if not isinstance(declared, int):
+                name = declared or f"dimension {axis} of {info.name!r}"
+                found.setdefault(name, f"{name} = {size} ({info.name!r} is {list(shape)})")
+    return ", ".join(found.values())
+
+
 def check_names(names: Iterable[str], inputs: Sequence[GraphInput]) -> None:
     """Raise InvalidArgument for a name that is none of the model's inputs."""
     known = {i.name: None for i in inputs}

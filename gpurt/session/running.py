@@ -41,13 +41,18 @@ def running(
     return _told(site, scope, profile, options)
 
 
-def fitted(site: Site, attempt: Callable[[], Answer]) -> Answer:
+def fitted(site: Site, sizes: Callable[[], str], attempt: Callable[[], Answer]) -> Answer:
     """A run, from its feeds to its results; where streamed weights left too little memory, again with new plans.
 
     What was planned first did not know of what came behind it; in the next attempt it does. In the last one no weights
     stay on the device. A run writes the caller's memory at most with what it writes again.
 
-    Raises what the run raises, OutOfMemory for the last attempt; the plans for further runs are as before then.
+    Args:
+        site: the session's.
+        sizes: tells the run's sizes, for the error.
+        attempt: the run.
+
+    Raises what the run raises; OutOfMemory if the last attempt does, and the plans for further runs are as before then.
     """
     before = site.budget.known()
     attempts = 0
@@ -59,12 +64,13 @@ def fitted(site: Site, attempt: Callable[[], Answer]) -> Answer:
             if site.short and not site.budget.knew(known):
                 site.forget()  # it went well at the expense of plans that are made better now
             return answer
-        except OutOfMemory:
+        except OutOfMemory as e:
             learned = site.budget.known() != known and attempts < MOST_ATTEMPTS
             if not learned and not site.budget.tighten():
                 if attempts > 1:
                     site.budget.reset(before)
                     site.forget()
+                e.message += f"; in this run {told}" if (told := sizes()) else ""
                 raise
         logger.info("memory is short: the plans are made again, with less of the weights on the devices")
         site.forget()

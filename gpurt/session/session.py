@@ -34,7 +34,7 @@ from gpurt.session.binding import IOBinding
 from gpurt.session.collecting import uncollected
 from gpurt.session.dry_run import NotCompiled, check_shapes, predict
 from gpurt.session.explain import Explanation, explain
-from gpurt.session.feeds import check_feeds
+from gpurt.session.feeds import check_feeds, open_sizes
 from gpurt.session.lanes import parallel
 from gpurt.session.node_arg import NodeArg, arg
 from gpurt.session.offline import write
@@ -206,7 +206,7 @@ class InferenceSession:
             with running(self._site, self._scope, self._profile, run_options) as run:
                 return owned(self._values(run, feeds, wanted), feeds.values(), self._fixed)
 
-        return fitted(self._site, attempt)
+        return fitted(self._site, partial(open_sizes, feeds, self._inputs), attempt)
 
     def _values(self, run: Run, feeds: Mapping[str, Any], wanted: Sequence[int]) -> list[Any]:
         """Outputs on the host; when this returns nobody knows of device memory of the run any more."""
@@ -241,7 +241,7 @@ class InferenceSession:
             with running(self._site, self._scope, self._profile, run_options) as run:
                 return self._bound(run, feeds, iobinding)
 
-        results = fitted(self._site, attempt)
+        results = fitted(self._site, partial(open_sizes, feeds, self._inputs), attempt)
         mine = [w.tensor.numpy() for w in iobinding.outputs.values() if w.tensor is not None and not w.tensor.storage]
         foreign = [*feeds.values(), *mine]
         for name, wanted in iobinding.outputs.items():

@@ -121,6 +121,7 @@ def test_out_of_memory_says_what_was_asked_and_held_and_loses_nothing(sim):
     want = session.run(None, square(16))[0]
     with pytest.raises(gpurt.OutOfMemory, match=r"sim:0.*bytes asked for.*held.*limit 30000") as caught:
         session.run(None, square(128))
+    assert "[128, 128]" in str(caught.value)
     assert caught.value.remedy
     assert isinstance(caught.value, MemoryError)
     np.testing.assert_array_equal(session.run(None, square(16))[0], want)

@@ -218,7 +218,8 @@ def test_sizes_beyond_the_assumed_ones_are_refused_with_numbers(fast):
     assert set(where(s).values()) == {"fast:0"}
     for _ in range(2):
         np.testing.assert_array_equal(s.run(None, {"x": small})[0], small)
-        with pytest.raises(gpurt.OutOfMemory, match=r"\d+ bytes asked for, .*limit 65536.*expected_shapes"):
+        told = r"\d+ bytes asked for, .*limit 65536; in this run rows = 4096 \('x' is \[4096, 64\]\).*expected_shapes"
+        with pytest.raises(gpurt.OutOfMemory, match=told):
             s.run(None, {"x": large})
     # The sizes that the message asks for let the same list of providers run it.
     s = session(model, providers, expected={"x": [4096, 64]})

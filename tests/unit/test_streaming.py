@@ -151,7 +151,7 @@ def test_a_weight_that_all_layers_share_is_not_copied_twice_where_it_can_stay(st
 
 
 def looped(around, inside, behind=0, trips=3):
-    """Layers, a loop over more of them, and layers again that also read what the first ones made; each with a weight."""
+    """Layers, a loop over more of them, and again layers, the last of which reads what the first ones made."""
     half = TensorProto.FLOAT16
     weights = {f"w{i}": np.full((SIZE, SIZE), i + 1, np.float16) for i in range(around + behind)}
     inner = {f"b{i}": np.full((SIZE, SIZE), -i - 1, np.float16) for i in range(inside)}
@@ -198,7 +198,9 @@ def test_a_loop_s_weights_stay_before_those_around_it(streaming):
     s = session(model, "late", 12 * NBYTES)
     for _ in range(3):
         s.run(None, feed)
-    streamed = {plan.streamed[1].copied if plan.streamed else 0 for r in s._site._runners.values() for plan in r.plans()}
+    streamed = {
+        plan.streamed[1].copied if plan.streamed else 0 for r in s._site._runners.values() for plan in r.plans()
+    }
     assert 0 in streamed  # the body's
     assert NBYTES <= s.memory()["late:0"]["streamed"] <= 8 * NBYTES
 
