@@ -77,3 +77,11 @@ def check_strict(model: ir.Model, owners: Mapping[str, int], host: int, decision
             op=node.op_type,
             remedy='Add "cpu" to the providers, or leave strict off',
         )
+
+
+def set_threads(count: int) -> None:
+    """Limit the threads of NumPy's BLAS, for the whole process; 0 leaves them as they are."""
+    if count > 0:
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(count)

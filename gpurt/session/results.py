@@ -8,9 +8,27 @@ from typing import Any
 
 import numpy as np
 
+from gpurt.errors import InvalidArgument, suggest
+from gpurt.loader import GraphInput
 from gpurt.plan.values import aligned_empty
 from gpurt.spec import Spec
 from gpurt.tensor import Tensor
+
+
+def positions(output_names: Sequence[str] | None, outputs: Sequence[GraphInput]) -> list[int]:
+    """Where outputs of these names are among the model's; all for None. Raises InvalidArgument."""
+    known = [o.name for o in outputs]
+    if output_names is None:
+        return list(range(len(known)))
+    if isinstance(output_names, str):
+        raise InvalidArgument(f"output_names is the string {output_names!r}", remedy="Give a list of names or None")
+    for name in output_names:
+        if name not in known:
+            raise InvalidArgument(
+                f"the model has no output {name!r}{suggest(str(name), known)}",
+                remedy=f"Its outputs are {', '.join(known)}",
+            )
+    return [known.index(name) for name in output_names]
 
 
 def owned(values: Sequence[Any], feeds: Iterable[Any], fixed: frozenset[int]) -> list[Any]:

@@ -16,7 +16,7 @@ import onnx
 
 from gpurt import caches, logs, registry
 from gpurt.autodiff import differentiate
-from gpurt.errors import InvalidArgument, suggest
+from gpurt.errors import InvalidArgument
 from gpurt.layout import LEVEL as LAYOUT
 from gpurt.layout import NAME as CHANNELS_LAST
 from gpurt.layout import channels_last
@@ -38,10 +38,10 @@ from gpurt.session.feeds import check_feeds, open_sizes
 from gpurt.session.lanes import parallel
 from gpurt.session.node_arg import NodeArg, arg
 from gpurt.session.offline import write
-from gpurt.session.opening import asked, check_strict, open_providers, with_settings
+from gpurt.session.opening import asked, check_strict, open_providers, set_threads, with_settings
 from gpurt.session.profiling import Profile
 from gpurt.session.residence import Residence, check_apart
-from gpurt.session.results import owned, result, root
+from gpurt.session.results import owned, positions, result, root
 from gpurt.session.running import fitted, running
 from gpurt.session.site import Evaluator, Site
 from gpurt.session.warmup import Shapes, listed, zeros
@@ -102,7 +102,7 @@ class InferenceSession:
         dry_run: bool,
         expected_shapes: Mapping[str, Sequence[int]],
     ) -> None:
-        _set_threads(options.intra_op_num_threads)
+        set_threads(options.intra_op_num_threads)
         times = {"start": time.perf_counter()}
         requests = registry.parse(asked(providers), provider_options)
         parsed = Parsed(path_or_bytes)
@@ -199,7 +199,7 @@ class InferenceSession:
             RuntimeException: a kernel failed; names the node.
             Terminated: RunOptions.terminate was set.
         """
-        wanted = self._wanted(output_names)
+        wanted = positions(output_names, self._outputs)
         feeds = check_feeds(input_feed, self._inputs, self._overridable)
 
         def attempt() -> list[Any]:
@@ -273,7 +273,7 @@ class InferenceSession:
         binding = self.io_binding()
         for name, value in input_dict_ort_values.items():
             binding.bind_ortvalue_input(name, value)
-        names = [self._outputs[i].name for i in self._wanted(output_names)]
+        names = [self._outputs[i].name for i in positions(output_names, self._outputs)]
         for name in names:
             binding.bind_output(name, device)
         self.run_with_iobinding(binding, run_options)
@@ -398,24 +398,3 @@ class InferenceSession:
         Plans stay known; the next run takes memory for them again.
         """
         return self._site.trim()
-
-    def _wanted(self, output_names: Sequence[str] | None) -> list[int]:
-        known = [o.name for o in self._outputs]
-        if output_names is None:
-            return list(range(len(known)))
-        if isinstance(output_names, str):
-            raise InvalidArgument(f"output_names is the string {output_names!r}", remedy="Give a list of names or None")
-        for name in output_names:
-            if name not in known:
-                raise InvalidArgument(
-                    f"the model has no output {name!r}{suggest(str(name), known)}",
-                    remedy=f"Its outputs are {', '.join(known)}",
-                )
-        return [known.index(name) for name in output_names]
-
-
-def _set_threads(count: int) -> None:
-    if count > 0:
-        from threadpoolctl import threadpool_limits
-
-        threadpool_limits(count)
