@@ -57,5 +57,10 @@ def chains(
         text += more
         found.results = [i64(0), *args]
         found.kind += " epilogue"
-    found.text = helper_text(text) + text + gpurt_kernels.text("chains.h")
+    found.text = chained_text(text, "chains.h")
     return found
+
+
+def chained_text(functions: str, *files: str) -> str:
+    """A kernel's text: functions of the nodes around it, with the helpers that these call, then files of kernels."""
+    return helper_text(functions) + functions + "".join(map(gpurt_kernels.text, files))

@@ -11,7 +11,7 @@ from gpurt.device.fused import ChainedUnit, FusedUnit
 from gpurt.device.joined import JoinedUnit, Part, joined
 from gpurt.device.ops.elementwise import FUSIBLE
 from gpurt.device.ops.expressions import EXPRESSIONS
-from gpurt.device.prologue import FED, STORING
+from gpurt.device.prologue import FED, PRODUCTS, STORING
 from gpurt.device.steps import eight_wide
 from gpurt.device.unit import Host
 from gpurt.graph.view import GraphView, NodeView
@@ -21,6 +21,7 @@ MOST_INPUTS: Final = 16
 MOST_NODES: Final = 32
 FOLDED: Final = ("Slice", "Split", "Transpose")
 """Operators whose results elementwise nodes read where they are."""
+Shape = Sequence[int | str | None] | None
 _SCALED: Final = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -37,12 +38,14 @@ def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[Node
                 readers.setdefault(v.name, set()).add(number)
     kept = {v.name for v in partition.outputs}
     by_result: dict[str, list[int]] = {}  # result of a group -> numbers of its nodes, in order
+    makers = _makers(partition)
 
     for number, node in enumerate(partition.nodes):
         if not _fusable(host, node):
             continue
         members = {number}
-        while (name := _absorbable(host, partition, members, by_result, readers, kept)) is not None:
+        apart = _apart(host, partition, node, by_result, makers, readers, kept)
+        while (name := _absorbable(host, partition, members, by_result, readers, kept | apart)) is not None:
             members |= set(by_result.pop(name))
         by_result[node.outputs[0].name] = sorted(members)  # type: ignore[union-attr]
 
@@ -95,24 +98,36 @@ def _heads(
     host: Host, partition: GraphView, groups: Sequence[Sequence[int]], readers: dict[str, set[int]], kept: set[str]
 ) -> dict[int, int]:
     """Last node of a group -> the node whose epilogue it is; where two come into question, the later one."""
-    makers = {v.name: number for number, node in enumerate(partition.nodes) for v in node.outputs if v is not None}
-    found: dict[int, int] = {}
-    for members in groups:
-        nodes = [partition.nodes[i] for i in members]
-        if not _eight_wide_throughout(host, nodes) or any(n.op_type in _SCALED for n in nodes):
-            continue
-        names = {v.name for node in nodes for v in node.inputs if v is not None}
-        possible = [
-            makers[name]
-            for name in names
-            if name in makers
-            and name not in kept
-            and readers[name] <= set(members)
-            and _heading(host, partition, makers[name], nodes)
-        ]
-        if possible:
-            found[members[-1]] = max(possible)
-    return found
+    makers = _makers(partition)
+    found = {members[-1]: _possible_heads(host, partition, members, makers, readers, kept) for members in groups}
+    return {last: max(heads) for last, heads in found.items() if heads}
+
+
+def _makers(partition: GraphView) -> dict[str, int]:
+    return {v.name: number for number, node in enumerate(partition.nodes) for v in node.outputs if v is not None}
+
+
+def _possible_heads(
+    host: Host,
+    partition: GraphView,
+    members: Sequence[int],
+    makers: dict[str, int],
+    readers: dict[str, set[int]],
+    kept: set[str],
+) -> list[int]:
+    """The nodes whose epilogue a group can be."""
+    nodes = [partition.nodes[i] for i in members]
+    if not _eight_wide_throughout(host, nodes) or any(n.op_type in _SCALED for n in nodes):
+        return []
+    names = {v.name for node in nodes for v in node.inputs if v is not None}
+    return [
+        makers[name]
+        for name in names
+        if name in makers
+        and name not in kept
+        and readers[name] <= set(members)
+        and _heading(host, partition, makers[name], nodes)
+    ]
 
 
 def _heading(host: Host, partition: GraphView, number: int, nodes: Sequence[NodeView]) -> bool:
@@ -123,7 +138,7 @@ def _heading(host: Host, partition: GraphView, number: int, nodes: Sequence[Node
         return False
     if any(v is not None for v in node.outputs[1:]) or not _hostless(node, row.host, nodes):
         return False
-    if row.lower not in FED:
+    if row.lower not in FED or row.lower in PRODUCTS:
         return True
     # What a reduction leaves is mostly broadcast to the data again, and what does that is no epilogue.
     return result is not None and out.shape is not None and out.shape == result.shape
@@ -250,6 +265,36 @@ def _absorbable(
             if members.isdisjoint(other) and _fits(host, [partition.nodes[i] for i in sorted(members | set(other))]):
                 return v.name
     return None
+
+
+def _apart(
+    host: Host,
+    partition: GraphView,
+    node: NodeView,
+    by_result: dict[str, list[int]],
+    makers: dict[str, int],
+    readers: dict[str, set[int]],
+    kept: set[str],
+) -> set[str]:
+    """Results of groups that a node broadcasts, and that are better computed before: behind a product or reduction."""
+    out = node.outputs[0]
+    assert out is not None
+    return {
+        v.name
+        for v in node.inputs
+        if v is not None
+        and v.name in by_result
+        and _broadcast(v.shape, out.shape)
+        and _possible_heads(host, partition, by_result[v.name], makers, readers, kept)
+    }
+
+
+def _broadcast(shape: Shape, to: Shape) -> bool:
+    """Whether a value has fewer elements than another that it is broadcast to, as far as shapes are known."""
+    if shape is None or to is None or len(shape) > len(to):
+        return False
+    aligned = (*(1,) * (len(to) - len(shape)), *shape)
+    return any(d == 1 and e != 1 for d, e in zip(aligned, to, strict=True))
 
 
 def _fits(host: Host, nodes: Sequence[NodeView]) -> bool:

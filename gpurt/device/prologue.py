@@ -28,6 +28,9 @@ FED: Final[set[Lower]] = set()
 STORING: Final[set[Lower]] = set()
 """Those of FED that also store what the prologue computes, where it is wanted besides."""
 
+PRODUCTS: Final[set[Lower]] = set()
+"""Those of FED that are products of matrices or convolutions."""
+
 _REAL: Final = frozenset(np.dtype(t) for t in (np.float16, np.float32, np.float64))
 
 

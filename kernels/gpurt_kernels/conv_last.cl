@@ -5,18 +5,6 @@
    a row of zeros instead. POINTWISE is the case of one tap and stride 1, where rows are the input's pixels. Filters are
    packed: w[group][panel][kh][kw][channel][16], filled up with zeros. */
 
-/* acc += the products of `run` values of each of MR pixels, at p, with the filters at f, which moves on. */
-#define PRODUCTS(run)                                                        \
-  for (i32 k = 0; k < (run); k++) {                                          \
-    float16 b[NV];                                                           \
-    _Pragma("unroll") for (i32 j = 0; j < NV; j++) b[j] = LOAD16(f + j * panel + k * 16); \
-    _Pragma("unroll") for (i32 i = 0; i < MR; i++) {                         \
-      const float a = p[i][k];                                               \
-      _Pragma("unroll") for (i32 j = 0; j < NV; j++) acc[i][j] += a * b[j];  \
-    }                                                                        \
-  }                                                                          \
-  f += (i64)(run) * 16;
-
 KFN(1, 1, 1) conv_last(
     INPUT(float, x), INPUT(float, w), INPUT(float, zeros), TENSOR(float, y),
 #if HAS_BIAS
@@ -107,21 +95,7 @@ KFN(1, 1, 1) conv_last(
       if (m + i >= stop) continue;
 #pragma unroll
       for (i32 j = 0; j < NV; j++) {
-        const i32 left = filters - n0 - 16 * j;
-        GLOBAL float *const to = y + (i64)(m + i) * y_row + 16 * j;
-        float16 v = acc[i][j];
-        if (left >= 16) {
-#if HAS_BIAS
-          v += LOAD16(bias + 16 * j);
-#endif
-          STORE16(to, FINISH16(v, to));
-          continue;
-        }
-#if HAS_BIAS
-        for (i32 l = 0; l < left; l++) ((float *)&v)[l] += bias[16 * j + l];
-#endif
-        if (left >= 8) STORE8(to, FINISH8(v.lo, to));
-        for (i32 l = left >= 8 ? 8 : 0; l < left; l++) to[l] = FINISH1(((float *)&v)[l], to + l);
+        STORE_COLUMNS(y + (i64)(m + i) * y_row + 16 * j, acc[i][j], filters - n0 - 16 * j, bias + 16 * j)
       }
     }
   }

@@ -9,8 +9,19 @@
 #define ITEMS_M (TILE_M / ROWS)
 #define ITEMS (ITEMS_M * ITEMS_N)
 
+/* A is a matrix, or what the elementwise nodes before it make of others (see gpurt.device.prologue), in one batch. */
+#ifdef PROLOGUE
+#define A_PARAMS PROLOGUE_PARAMS
+#define OPEN_A PROLOGUE_OPEN
+#else
+#define A_PARAMS INPUT(TA, a), const i64 rsa, const i64 csa, BATCH_STRIDES(a),
+#define OPEN_A \
+  OPEN_IN(TA, a); \
+  a += BATCH_AT(a, z);
+#endif
+
 KFN(ITEMS, 1, 1) gemm_gpu(
-    INPUT(TA, a), const i64 rsa, const i64 csa, BATCH_STRIDES(a),
+    A_PARAMS
     INPUT(TB, b), const i64 rsb, const i64 csb, BATCH_STRIDES(b),
     TENSOR(T, y), const i64 rsy, BATCH_STRIDES(y),
 #if HAS_C
@@ -23,14 +34,13 @@ KFN(ITEMS, 1, 1) gemm_gpu(
   SHARED T_ACC a_tile[DEPTH][TILE_M + 1];
   SHARED T_ACC b_tile[DEPTH][TILE_N + 1];
   const i32 z = GROUP(2) + z_first, t = ITEM(0);
-  OPEN_IN(TA, a);
+  OPEN_A
   OPEN_IN(TB, b);
   OPEN(T, y);
   EPILOGUE_OPEN
 #ifdef EPILOGUE
   const GLOBAL T *const y_first = y;
 #endif
-  a += BATCH_AT(a, z);
   b += BATCH_AT(b, z);
   y += BATCH_AT(y, z);
 #if B_TABLE
@@ -59,7 +69,15 @@ KFN(ITEMS, 1, 1) gemm_gpu(
 #else
       const i32 m = e % TILE_M, k = e / TILE_M;
 #endif
+#ifdef PROLOGUE
+      a_tile[k][m] = 0;
+      if (m0 + m < M && k0 + k < K) {
+        PROLOGUE_SLICE((i64)(m0 + m))
+        a_tile[k][m] = prologue1(k0 + k, 0 PROLOGUE_PASS);
+      }
+#else
       a_tile[k][m] = m0 + m < M && k0 + k < K ? LD_TA(a, (i64)(m0 + m) * rsa + (i64)(k0 + k) * csa) : (T_ACC)0;
+#endif
     }
     for (i32 e = t; e < DEPTH * TILE_N; e += ITEMS) {
 #if B_TABLE

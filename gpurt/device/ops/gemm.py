@@ -11,10 +11,13 @@ from typing import Final
 import numpy as np
 
 import gpurt_kernels
+from gpurt.device.chains import chained_text
 from gpurt.device.epilogue import Epilogue
 from gpurt.device.lowering import Lowering, Ref
+from gpurt.device.ops.fed_product import Fed, fed_product
 from gpurt.device.ops.group_tiles import group_tile, items_of
-from gpurt.device.ops.matrices import Columns, Mat, Panels, position_count
+from gpurt.device.ops.matrices import Columns, Mat, Panels, collapse_batch, moved_by, position_count
+from gpurt.device.prologue import Prologue
 from gpurt.device.scalars import i32, i64
 from gpurt.device.tiles import Tile, tile_for
 from gpurt.device.tuning.choices import V
@@ -34,6 +37,7 @@ TILES: Final = {
     False: (Tile(4, 1), Tile(5, 1), Tile(6, 1), Tile(2, 2), Tile(3, 2)),
 }
 """Register tiles that tuning tries, by whether the device has vectors of 16."""
+_REPEATED: Final = 4  # tiles of columns up to which computing a prologue again costs less than storing its result
 _SKINNY: Final = 8  # rows up to which a GPU reads B for every column by itself
 
 
@@ -50,6 +54,7 @@ def gemm(
     add: Mat | None = None,
     exact: int = 0,
     epilogue: Epilogue | None = None,
+    prologue: Prologue | None = None,
 ) -> None:
     """Emit y = alpha A B + beta C for all batch indices.
 
@@ -65,6 +70,7 @@ def gemm(
         add: C, M x N of y's type, strides 0 where it is broadcast.
         exact: for small integers with an int32 result, neither alpha nor C: so many products add up exactly in float.
         epilogue: what else is done to each element of y, where y's tensor is the epilogue's result.
+        prologue: what computes A, if it can be done where A is read; else A has to be stored before.
     """
     m, n, k = size
     if epilogue is not None and not (y.ref.dtype == FLOAT32 and epilogue.fits(n)):
@@ -76,7 +82,7 @@ def gemm(
     if beta == 0:
         add = None
     operands: list[Mat | Panels | Columns] = [a, b, y] if add is None else [a, b, y, add]
-    sizes, strides = _collapse(batch, [o.batch or (0,) * len(batch) for o in operands])
+    sizes, strides = collapse_batch(batch, [o.batch or (0,) * len(batch) for o in operands])
     outer, inner = sizes[: max(len(sizes) - _LEVELS, 0)], sizes[-_LEVELS:]
     if math.prod(outer) > MAX_LAUNCHES:
         raise Refused(f"{c.node.op}: the batch dimensions need more than {MAX_LAUNCHES} launches")
@@ -89,34 +95,9 @@ def gemm(
         moved = []
         for operand, stride in zip(operands, strides, strict=True):
             offset = sum(i * s for i, s in zip(index, stride, strict=False))
-            moved.append(_moved(operand, offset, stride[len(outer) :]))
-        _Product(c, size, inner, alpha, beta, exact, epilogue).emit(*moved)  # type: ignore[arg-type]
-
-
-def _moved(operand: Mat | Panels | Columns, offset: int, batch: tuple[int, ...]) -> Mat | Panels | Columns:
-    if isinstance(operand, Mat):
-        return operand.shifted(offset, batch)
-    ref = operand.ref.at(offset, operand.ref.shape) if offset else operand.ref
-    if isinstance(operand, Panels):
-        return Panels(ref, batch)
-    return Columns(ref, operand.table, operand.plane, operand.out, batch)
-
-
-def _collapse(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """Merge neighbouring batch dimensions that every operand walks through with one stride, drop those of size 1."""
-    kept: list[int] = []
-    steps: list[list[int]] = []  # per kept dimension, a stride for each operand
-    for i, size in enumerate(sizes):
-        if size == 1:
-            continue
-        step = [s[i] for s in strides]
-        if kept and all(before == now * size for before, now in zip(steps[-1], step, strict=True)):
-            kept[-1] *= size
-            steps[-1] = step
-        else:
-            kept.append(size)
-            steps.append(step)
-    return tuple(kept), [tuple(s[i] for s in steps) for i in range(len(strides))]
+            moved.append(moved_by(operand, offset, stride[len(outer) :]))
+        fed = prologue if math.prod(batch) == 1 and a.col == 1 and a.row == k else None
+        _Product(c, size, inner, alpha, beta, exact, epilogue, fed).emit(*moved)  # type: ignore[arg-type]
 
 
 @dataclass(slots=True)
@@ -128,14 +109,15 @@ class _Product:
     beta: float
     exact: int = 0
     epilogue: Epilogue | None = None
-    _text: str = ""  # of the epilogue, for the launch that stores the results
+    prologue: Prologue | None = None
+    _text: str = ""  # of the nodes around, for the launch that stores the results
 
     def emit(self, a: Mat, b: Mat | Panels | Columns, y: Mat, add: Mat | None = None) -> None:
         if not self.c.cpu_class:
             assert not isinstance(b, Panels)
             m, n, k = self.size
             if n == 1 and y.row == 1 and isinstance(b, Mat):  # a matrix times a vector: the long side as columns
-                self.size = (n, m, k)
+                self.size, self.prologue = (n, m, k), None
                 a, b, y, add = b.t, a.t, Mat(y.ref, 0, 1, y.batch), add and add.t
             self._gpu(a, b, y, add)
         elif not self.exact and y.ref.dtype not in (FLOAT32, FLOAT16):
@@ -146,6 +128,8 @@ class _Product:
 
     def _cpu(self, a: Mat, b: Mat | Panels | Columns, y: Mat, add: Mat | None) -> None:
         m, n, k = self.size
+        if isinstance(b, Panels) and self._fed(b, y, add):
+            return
         if isinstance(b, Mat) and not self.exact:
             if n == 1 and a.col == 1 and b.row == 1:
                 self._rows(a, b, y, y.row, add, 0 if add is None else add.row, m)
@@ -186,6 +170,18 @@ class _Product:
             {"MR": rows, "NV": vectors, "B_MODE": mode, "A_CONTIGUOUS": int(a.col == 1), "HAS_C": int(add is not None),
              "T_IS_FLOAT": int(y.ref.dtype == FLOAT32), "EXACT": self.exact, **once},
         )  # fmt: skip
+
+    def _fed(self, b: Panels, y: Mat, add: Mat | None) -> bool:
+        """A product whose rows the prologue computes; False if it cannot."""
+        m, n, k = self.size
+        whole = self.alpha == 1 and (add is None or (self.beta == 1 and add.row == 0 and add.col == 1))
+        floats = all(o is None or o.ref.dtype == FLOAT32 for o in (y, add))
+        if self.prologue is None or self.exact or n == 1 or not whole or not floats or isinstance(m, Size):
+            return False
+        panels = -(-n // 16)
+        tile, _ = tile_for(m, n, self.c.info.vector_width, lambda vectors: panels % vectors == 0)
+        product = Fed(m, n, k, b.ref, panels, y.ref, y.row, None if add is None else add.ref)
+        return fed_product(replace(self.c, prologue=self.prologue, epilogue=self.epilogue), product, tile)
 
     def _choose(self, parameter: str, candidates: Sequence[V], default: V, operand: str = "") -> V:
         """A measured parameter for products of this size, type, batch and epilogue."""
@@ -299,7 +295,6 @@ class _Product:
         if isinstance(b, Columns):
             args += [b.table, *_i32(b.plane[1], b.plane[0], b.out[2], b.out[1])]
         defines = {"B_TABLE": int(table), "HAS_C": int(add is not None)}
-        args = self._finished(args, y)
         types = {"T": y.ref.dtype, "TA": a.ref.dtype, "TB": b.ref.dtype}
         numbers = [*_i32(m, n, k), acc.type(self.alpha)]
         if m <= _SKINNY:
@@ -313,22 +308,31 @@ class _Product:
                 "B_K_FAST": int(along_k),
             }
             grid = (-(-n * slices // items), 1)
+            args = self._finished(args, y)
             self._launch("gemm_skinny.cl", "gemm_skinny", args, numbers, grid, (items,), types, defines)
             return
         tile = group_tile(self.c, self.size, math.prod(self.batch), y.ref.dtype, acc.itemsize, table=table)
         rows, columns, depth, per_row, per_column = tile
+        # Each tile of columns computes what is before the product for itself.
+        made = self.prologue.over(k, 1) if self.prologue is not None and n <= _REPEATED * columns else None
+        if made is not None:
+            args[: 3 + _LEVELS] = made[1]
+        args = self._finished(args, y, "" if made is None else made[0])
         defines |= {"TILE_M": rows, "TILE_N": columns, "DEPTH": depth, "ROWS": per_row, "COLUMNS": per_column}
         self._launch(
             "gemm_gpu.cl", "gemm_gpu", args, numbers, (-(-m // rows), -(-n // columns)), (items_of(tile),), types,
             {**defines, "A_K_FAST": int(a.col == 1), "B_N_FAST": int(b_col == 1)},
         )  # fmt: skip
 
-    def _finished(self, args: list[Ref | np.generic], y: Mat) -> list[Ref | np.generic]:
-        """The arguments with the epilogue's."""
-        if self.epilogue is None:
-            return args
-        self._text, more = self.epilogue.text()
-        return [*args, i64(y.ref.offset - self.epilogue.begin), *more]
+    def _finished(self, args: list[Ref | np.generic], y: Mat, functions: str = "") -> list[Ref | np.generic]:
+        """The arguments with the epilogue's; functions are the prologue's."""
+        more: list[Ref | np.generic] = []
+        if self.epilogue is not None:
+            text, operands = self.epilogue.functions()
+            functions += text
+            more = [i64(y.ref.offset - self.epilogue.begin), *operands]
+        self._text = chained_text(functions)
+        return [*args, *more]
 
     def _added(self, add: Mat | None, acc: np.dtype) -> list[Ref | np.generic]:
         if add is None:

@@ -12,6 +12,7 @@ from gpurt.device.epilogue import HEADS, Epilogue
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.gemm import FLOAT16, FLOAT32, gemm
 from gpurt.device.ops.matrices import Mat, Panels, dense_strides, panels
+from gpurt.device.prologue import FED, PRODUCTS, Prologue
 from gpurt.device.table import op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import broadcast
@@ -37,7 +38,7 @@ def batch_steps(lead: Sequence[int], batch: Sequence[int], matrix: int) -> tuple
 
 def product(
     c: Lowering, a: Ref, b: Ref, y: Ref, packed: Ref | None, *, trans_a: bool = False, trans_b: bool = False,
-    alpha: float = 1.0, exact: int = 0, epilogue: Epilogue | None = None,
+    alpha: float = 1.0, exact: int = 0, epilogue: Epilogue | None = None, prologue: Prologue | None = None,
 ) -> None:  # fmt: skip
     """Matrices of rank 2 and more, batches broadcast; B also as panels where the CPU class has them."""
     *lead_a, m, k = a.shape
@@ -57,7 +58,7 @@ def product(
     if packed is not None:
         right = Panels(packed, batch_steps(lead_b, batch, -(-n // 16) * k * 16))
     out = Mat(y, n, 1, batch_steps(batch, batch, m * n))
-    gemm(c, left, right, out, (m, n, k), batch, alpha=alpha, exact=exact, epilogue=epilogue)
+    gemm(c, left, right, out, (m, n, k), batch, alpha=alpha, exact=exact, epilogue=epilogue, prologue=prologue)
 
 
 @op("MatMul", types=TYPES)
@@ -70,7 +71,7 @@ def matmul(c: Lowering) -> None:
         return
     if a.spec.rank == 1:
         a = a.view((1, a.size))
-    product(c, a, b, c.output(), packed_panels(c, 1, transposed=False), epilogue=c.epilogue)
+    product(c, a, b, c.output(), packed_panels(c, 1, transposed=False), epilogue=c.epilogue, prologue=c.prologue)
 
 
 def _times_vector(c: Lowering, a: Ref, b: Ref) -> None:
@@ -96,7 +97,7 @@ def fused_matmul(c: Lowering) -> None:
     packed = packed_panels(c, 1, trans_b)
     product(
         c, c.input(0), c.input(1), c.output(), packed, trans_a=trans_a, trans_b=trans_b, alpha=alpha,
-        epilogue=c.epilogue,
+        epilogue=c.epilogue, prologue=c.prologue,
     )  # fmt: skip
 
 
@@ -126,7 +127,19 @@ def gemm_op(c: Lowering) -> None:
         rows, cols = (1, 1, *c.input(2).shape)[-2:]
         add = Mat(c.input(2), 0 if rows == 1 else cols, 0 if cols == 1 else 1)
     alpha, beta = c.node.attr("alpha", 1.0), c.node.attr("beta", 1.0)
-    gemm(c, left, right, Mat(y, n, 1), (m, n, k), alpha=alpha, beta=beta, add=add, epilogue=c.epilogue)
+    gemm(
+        c,
+        left,
+        right,
+        Mat(y, n, 1),
+        (m, n, k),
+        alpha=alpha,
+        beta=beta,
+        add=add,
+        epilogue=c.epilogue,
+        prologue=c.prologue,
+    )
 
 
-HEADS.update((matmul, fused_matmul, gemm_op))
+for _table in (HEADS, FED, PRODUCTS):
+    _table.update((matmul, fused_matmul, gemm_op))

@@ -87,3 +87,32 @@ def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
         steps.append(step)
         step *= size
     return tuple(reversed(steps))
+
+
+def moved_by(operand: Mat | Panels | Columns, offset: int, batch: tuple[int, ...]) -> Mat | Panels | Columns:
+    """An operand further on in memory, by so many elements, with other batch strides."""
+    if isinstance(operand, Mat):
+        return operand.shifted(offset, batch)
+    ref = operand.ref.at(offset, operand.ref.shape) if offset else operand.ref
+    if isinstance(operand, Panels):
+        return Panels(ref, batch)
+    return Columns(ref, operand.table, operand.plane, operand.out, batch)
+
+
+def collapse_batch(
+    sizes: Sequence[int], strides: Sequence[Sequence[int]]
+) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """Merge neighbouring batch dimensions that every operand walks through with one stride, drop those of size 1."""
+    kept: list[int] = []
+    steps: list[list[int]] = []  # per kept dimension, a stride for each operand
+    for i, size in enumerate(sizes):
+        if size == 1:
+            continue
+        step = [s[i] for s in strides]
+        if kept and all(before == now * size for before, now in zip(steps[-1], step, strict=True)):
+            kept[-1] *= size
+            steps[-1] = step
+        else:
+            kept.append(size)
+            steps.append(step)
+    return tuple(kept), [tuple(s[i] for s in steps) for i in range(len(strides))]

@@ -9,6 +9,7 @@ from gpurt.optimizer.rewrite import RewriteRule
 from gpurt.optimizer.rules import (
     activation,
     attention,
+    batch_norm,
     conv,
     decoder,
     elementwise,
@@ -34,6 +35,7 @@ def all_rules() -> tuple[RewriteRule, ...]:
         transpose,
         elementwise,
         conv,
+        batch_norm,
         gemm,
         activation,
         norm,

@@ -14,7 +14,9 @@ from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.channels_last.depthwise import depthwise
 from gpurt.device.ops.channels_last.winograd import Blocks, winograd
 from gpurt.device.ops.conv_shape import Geometry, geometry
+from gpurt.device.ops.fed_product import Fed, fed_product
 from gpurt.device.ops.gemm import I32_MAX
+from gpurt.device.prologue import FED, PRODUCTS
 from gpurt.device.scalars import i32, i64
 from gpurt.device.table import op
 from gpurt.device.tiles import LANES, Tile, candidates, tile_for
@@ -60,6 +62,8 @@ def conv(c: Lowering) -> None:
 
 
 HEADS.add(conv)
+FED.add(conv)
+PRODUCTS.add(conv)
 BESIDE.add(conv)
 
 
@@ -78,6 +82,10 @@ def _direct(c: Lowering, g: Geometry, x: Ref, y: Ref, bias: Ref | None) -> None:
     )
     if w is None:
         raise Refused("Conv with channels last and filters that are computed")
+    pointwise = all(v == 1 for v in (*g.kernel, *g.stride)) and not any(g.begin) and not any(g.end)
+    fed = Fed(pixels, filters, channels, w, panels, y, row_of(y), bias)
+    if pointwise and g.group == 1 and fed_product(c, fed, tile):
+        return
     tiles = panels // tile.vectors
     # Filters are read once by an item, so its rows are all pixels, unless that leaves cores without work.
     items = min(8 * c.info.compute_units, max(pixels * filters * g.k // 65536, 1))
@@ -93,7 +101,7 @@ def _direct(c: Lowering, g: Geometry, x: Ref, y: Ref, bias: Ref | None) -> None:
     numbers = (*g.size[1:], g.channels, *g.out[1:], row_of(y), channels, filters, panels, *g.kernel[1:], *g.stride[1:],
              *g.dilation[1:], *g.begin[1:], pixels, rows)  # fmt: skip
     c.launch(
-        text + "".join(gpurt_kernels.text(n) for n in ("batch.h", "lanes16.h", "conv_last.cl")),
+        text + "".join(gpurt_kernels.text(n) for n in ("batch.h", "lanes16.h", "panels16.h", "conv_last.cl")),
         "conv_last",
         [*args, *(i32(v) for v in numbers)],
         [tiles, -(-pixels // rows), g.group],
@@ -101,7 +109,7 @@ def _direct(c: Lowering, g: Geometry, x: Ref, y: Ref, bias: Ref | None) -> None:
             "MR": tile.rows,
             "NV": tile.vectors,
             "HAS_BIAS": int(bias is not None),
-            "POINTWISE": int(all(v == 1 for v in (*g.kernel, *g.stride)) and not any(g.begin) and not any(g.end)),
+            "POINTWISE": int(pointwise),
             "NEIGHBOURS": int(g.group == 1 and g.dilation[2] == 1 and g.kernel[2] > 1),
         },
     )
