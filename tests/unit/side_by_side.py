@@ -149,6 +149,16 @@ def two_devices(**given):
     )
 
 
+def model_of(nodes, outputs):
+    """A model over x0 and x1; all its values are 3 x 3 of half precision."""
+    info = {name: helper.make_tensor_value_info(name, F16, [3, 3]) for name in ("x0", "x1", *outputs)}
+    return helper.make_model(
+        helper.make_graph(nodes, "g", [info["x0"], info["x1"]], [info[o] for o in outputs]),
+        opset_imports=[helper.make_opsetid("", 21)],
+        ir_version=10,
+    )
+
+
 def lanes_of(session):
     return [p._draft.lanes for p in session._runner.plans()]
 

@@ -8,6 +8,7 @@ from conftest import make_model, plugin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from side_by_side import model_of
 
 import gpurt
 from gpurt import registry
@@ -76,12 +77,7 @@ def graphs(draw):
 @given(graphs(), st.integers(0, 2**31))
 def test_values_are_those_of_the_host(sharing, graph, seed):
     nodes, outputs = graph
-    info = {name: helper.make_tensor_value_info(name, F16, [3, 3]) for name in ("x0", "x1", *outputs)}
-    model = helper.make_model(
-        helper.make_graph(nodes, "g", [info["x0"], info["x1"]], [info[o] for o in outputs]),
-        opset_imports=[helper.make_opsetid("", 21)],
-        ir_version=10,
-    )
+    model = model_of(nodes, outputs)
     rng = np.random.default_rng(seed)
     session = gpurt.InferenceSession(model, GREEDY, providers=[*sharing, "cpu"])
     alone = gpurt.InferenceSession(model, providers=["cpu"])
