@@ -76,7 +76,6 @@ def device():
 
         def __init__(self, index, limit):
             super().__init__(index, limit)
-            self.device = self.memory_space = f"many:{index}"
             self.queues = []
 
         def rates(self):
