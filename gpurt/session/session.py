@@ -16,11 +16,11 @@ import onnx
 
 from gpurt import caches, logs, registry
 from gpurt.autodiff import differentiate
-from gpurt.errors import InvalidArgument, suggest
+from gpurt.errors import InvalidArgument
 from gpurt.layout import LEVEL as LAYOUT
 from gpurt.layout import NAME as CHANNELS_LAST
 from gpurt.layout import channels_last
-from gpurt.loader import GraphInput, Parsed, Views
+from gpurt.loader import Parsed, Views
 from gpurt.optimizer import optimize
 from gpurt.optimizer.settle import settle
 from gpurt.options import SessionOptions
@@ -36,13 +36,13 @@ from gpurt.session.dry_run import NotCompiled, check_shapes, predict
 from gpurt.session.explain import Explanation, explain
 from gpurt.session.feeds import check_feeds, open_sizes
 from gpurt.session.lanes import parallel
-from gpurt.session.node_arg import NodeArg, arg
 from gpurt.session.offline import write
 from gpurt.session.opening import asked, check_strict, open_providers, with_settings
 from gpurt.session.profiling import Profile
 from gpurt.session.residence import Residence, check_apart
 from gpurt.session.results import owned, result, root
 from gpurt.session.running import fitted, running
+from gpurt.session.signature import Signature
 from gpurt.session.site import Evaluator, Site
 from gpurt.session.warmup import Shapes, listed, zeros
 from gpurt.session.workers import Workers
@@ -50,7 +50,7 @@ from gpurt.session.workers import Workers
 logger = logs.get(__name__)
 
 
-class InferenceSession:
+class InferenceSession(Signature):
     """A model, ready to run.
 
     Args:
@@ -146,9 +146,7 @@ class InferenceSession:
         if options.graph_optimization_level >= LAYOUT and CHANNELS_LAST not in disabled:
             channels_last(loaded.model, self._providers, owners, groups, names, expected_shapes, self._decisions)
         times["layout"] = time.perf_counter()
-        self._inputs: list[GraphInput] = loaded.inputs
-        self._outputs: list[GraphInput] = loaded.outputs
-        self._overridable = loaded.overridable
+        self._inputs, self._outputs, self._overridable = loaded.inputs, loaded.outputs, loaded.overridable
         self._defaults = {v.name: v.const_value for v in loaded.model.graph.inputs if v.const_value is not None}
         self._metadata = loaded.metadata
         self._dry: Explanation | None = None
@@ -348,18 +346,6 @@ class InferenceSession:
         """When the profile began, in nanoseconds since 1970; 0 if there is none."""
         return 0 if self._profile is None else self._profile.start_time_ns
 
-    def get_inputs(self) -> list[NodeArg]:
-        """What has to be fed."""
-        return [arg(i) for i in self._inputs if i.name not in self._overridable]
-
-    def get_outputs(self) -> list[NodeArg]:
-        """What can be fetched."""
-        return [arg(o) for o in self._outputs]
-
-    def get_overridable_initializers(self) -> list[NodeArg]:
-        """Inputs that have a default in the model."""
-        return [arg(i) for i in self._inputs if i.name in self._overridable]
-
     def get_providers(self) -> list[str]:
         """Names of the providers in use, in priority order."""
         return list(dict.fromkeys(p.name for p in self._providers))
@@ -367,10 +353,6 @@ class InferenceSession:
     def get_devices(self) -> list[str]:
         """Devices in use, in priority order: ``opencl:0``, ``cpu``."""
         return [p.device for p in self._providers]
-
-    def get_modelmeta(self) -> Any:
-        """What the model says of itself: producer, version, description, custom metadata."""
-        return self._metadata
 
     def explain(self) -> Explanation:
         """Who runs each node and who refused it why, every copy and cast; bytes are known once a shape was seen."""
@@ -398,20 +380,6 @@ class InferenceSession:
         Plans stay known; the next run takes memory for them again.
         """
         return self._site.trim()
-
-    def _wanted(self, output_names: Sequence[str] | None) -> list[int]:
-        known = [o.name for o in self._outputs]
-        if output_names is None:
-            return list(range(len(known)))
-        if isinstance(output_names, str):
-            raise InvalidArgument(f"output_names is the string {output_names!r}", remedy="Give a list of names or None")
-        for name in output_names:
-            if name not in known:
-                raise InvalidArgument(
-                    f"the model has no output {name!r}{suggest(str(name), known)}",
-                    remedy=f"Its outputs are {', '.join(known)}",
-                )
-        return [known.index(name) for name in output_names]
 
 
 def _set_threads(count: int) -> None:
