@@ -6,7 +6,7 @@ It finds accesses outside a buffer, values that nobody has written, data races a
 group reaches. The cases are in oclgrind_cases.py; each runs in `gpurt.testing.kernels.run_op`, where every value has a
 buffer of its exact size, and results and workspaces begin as memory that nobody has written. Seeded defects are looked
 for first: if one is missed, the rest would prove nothing. There is no list of findings to overlook: a kernel that is
-right and yet reported is written in another way.
+right and yet reported is written in another way. What fusion makes of several nodes is in oclgrind_graphs.py.
 
 Programs are built without optimization: Oclgrind 21.10 lacks an instruction (freeze) that the optimizer makes, and
 what the optimizer removes would not be checked. Products and sums are not contracted: for the function that does both
@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the parent of ci: here, ci/venv.py would hide Python's venv
 
 from ci.oclgrind_cases import LAST, SEEDED, Task, cases_of_operators, seeded  # noqa: E402 - found through the line above
+from ci.oclgrind_graphs import Graph, graphs, run_graph  # noqa: E402
 from ci.venv import ROOT, enter, make, restart  # noqa: E402
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def forget_on_alloc(provider: OpenCLProvider) -> None:
     from gpurt.provider import BufferRef
 
     driver = provider.driver
+    if "alloc" in vars(driver):  # by an earlier provider of this driver
+        return
     plain_alloc = driver.alloc
     program = driver.build(FORGET, "forget")
     stream = driver.stream()
@@ -118,7 +121,8 @@ def worker(pipe: Connection, kernel_class: str, log: str) -> None:
     from gpurt.testing.kernels import run_op
     from gpurt_opencl import OpenCLProvider
 
-    provider = OpenCLProvider.open(None, {"device": "oclgrind", "kernel_class": kernel_class})
+    options = {"device": "oclgrind", "kernel_class": kernel_class}
+    provider = OpenCLProvider.open(None, options)
     forget_on_alloc(provider)
     pipe.send("ready")
     while True:
@@ -127,6 +131,8 @@ def worker(pipe: Connection, kernel_class: str, log: str) -> None:
         try:
             if isinstance(task, int):
                 seeded(provider, task)
+            elif isinstance(task, Graph):
+                run_graph(task, options, forget_on_alloc)
             else:
                 run_op(
                     provider, task.op, task.inputs, task.attrs,
@@ -151,7 +157,7 @@ class Simulator:
         self.process: Any = None
         self.pipe: Any = None
 
-    def run(self, task: Task | int) -> tuple[str, str]:
+    def run(self, task: Task | Graph | int) -> tuple[str, str]:
         """(answer, log) of a task."""
         if self.process is None:
             self.start()
@@ -218,7 +224,7 @@ def self_test(simulator: Simulator) -> int:
     return missed
 
 
-def examine(simulator: Simulator, task: Task, tally: Tally, *, verbose: bool) -> None:
+def examine(simulator: Simulator, task: Task | Graph, tally: Tally, *, verbose: bool) -> None:
     """Runs one case and counts what became of it; prints what was found."""
     start = time.perf_counter()
     answer, log = simulator.run(task)
@@ -268,7 +274,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if Path(sys.prefix) != FOLDER:
         restart(make(FOLDER))
-    enter(["sanitize"])
+    enter(["sanitize"], also=["pytest"])  # cases are in modules of tests
 
     start = time.perf_counter()
     classes = CLASSES if arguments.kernel_class == "both" else (arguments.kernel_class,)
@@ -281,7 +287,12 @@ def main() -> int:
         if arguments.self_test:
             return 0
 
-        of_op = {op: found for op, found in sorted(cases_of_operators().items()) if re.search(arguments.op, op)}
+        of_op: dict[str, list[Any]] = {
+            op: found for op, found in sorted(cases_of_operators().items()) if re.search(arguments.op, op)
+        }
+        for graph in graphs():
+            if re.search(arguments.op, graph.kind):
+                of_op.setdefault(graph.kind, []).append(graph)
         if not of_op:
             print(f"No operator's name matches {arguments.op}.")
             return 1

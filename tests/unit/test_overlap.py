@@ -30,10 +30,6 @@ def devices():
     class Idle(sim.SimProvider):
         name = "idle"
 
-        def __init__(self, index, limit):
-            super().__init__(index, limit)
-            self.device = self.memory_space = f"{self.name}:{index}"
-
         def copy_stream(self):
             return Copies()
 

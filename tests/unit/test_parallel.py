@@ -25,6 +25,7 @@ from side_by_side import (
     X,
     lane_threads,
     lanes_of,
+    model_of,
     n,
     options,
     two_devices,
@@ -162,15 +163,6 @@ def graphs(draw):
         values.append(f"v{k}")
     outputs = sorted(set(draw(st.lists(st.sampled_from(values[2:]), min_size=1, max_size=4))))
     return nodes, outputs
-
-
-def model_of(nodes, outputs):
-    info = {name: helper.make_tensor_value_info(name, F16, [3, 3]) for name in ("x0", "x1", *outputs)}
-    return helper.make_model(
-        helper.make_graph(nodes, "g", [info["x0"], info["x1"]], [info[o] for o in outputs]),
-        opset_imports=[helper.make_opsetid("", 21)],
-        ir_version=10,
-    )
 
 
 @settings(

@@ -30,10 +30,6 @@ def fast():
         name = "fast"
         said = FAST
 
-        def __init__(self, index, limit):
-            super().__init__(index, limit)
-            self.device = self.memory_space = f"fast:{index}"
-
         @classmethod
         def probe(cls):
             return [Device(f"fast:{i}", "simulated", "accelerator") for i in (0, 1)]

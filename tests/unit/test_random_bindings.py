@@ -6,13 +6,12 @@ import gc
 
 import numpy as np
 import pytest
-from conftest import plugin
+from conftest import plugin, registered
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 import gpurt
-from gpurt import registry
 from gpurt.provider import Capability, UnitPlan
 from gpurt.tensor import Tensor
 from gpurt.tensor.storage import Storage
@@ -39,10 +38,6 @@ def devices():
         class Part(SimProvider):
             name = f"sim{letter}"
 
-            def __init__(self, index, limit):
-                super().__init__(index, limit)
-                self.device = self.memory_space = f"sim{letter}:{index}"
-
             @classmethod
             def open(cls, index, options):
                 opened = super().open(index, options)
@@ -61,11 +56,8 @@ def devices():
         return Part
 
     parts = [make("a", False), make("b", True)]
-    for part in parts:
-        registry.register(part)
-    yield [p.name for p in parts]
-    for part in parts:
-        registry.unregister(part.name)
+    with registered(*parts):
+        yield [p.name for p in parts]
 
 
 @st.composite

@@ -6,15 +6,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import plugin
+from conftest import plugin, registered
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from optimizing import optimized
+from side_by_side import by_letter
 
 import gpurt
-from gpurt import registry
-from gpurt.provider import Capability
 
 GREEDY = gpurt.SessionOptions(partitioning="greedy")  # so that no rate of this machine decides
 
@@ -30,24 +29,14 @@ def devices():
         class Part(SimProvider):
             name = f"sim{letter}"
 
-            def __init__(self, index, limit):
-                super().__init__(index, limit)
-                self.device = self.memory_space = f"sim{letter}:{index}"
-
             def get_capability(self, graph):
-                answer = super().get_capability(graph)
-                mine = [c for c in answer.claims if c[0].endswith(letter)]
-                rest = {n: "another letter" for c in answer.claims for n in c if not n.endswith(letter)}
-                return Capability(mine, {**answer.refused, **rest})
+                return by_letter(super().get_capability(graph), letter)
 
         return Part
 
     parts = [make(letter) for letter in "abc"]
-    for part in parts:
-        registry.register(part)
-    yield [p.name for p in parts]
-    for part in parts:
-        registry.unregister(part.name)
+    with registered(*parts):
+        yield [p.name for p in parts]
 
 
 @st.composite

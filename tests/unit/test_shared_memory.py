@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import make_model, plugin
+from conftest import make_model, plugin, registered
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from side_by_side import by_letter, model_of
 
 import gpurt
-from gpurt import registry
-from gpurt.provider import Capability
 
 GREEDY = gpurt.SessionOptions(partitioning="greedy")  # so that no rate of this machine decides
 
@@ -30,30 +29,16 @@ def sharing():
 
         shares_host = True
 
-        def __init__(self, index, limit):
-            super().__init__(index, limit)
-            self.device = self.memory_space = f"{self.name}:{index}"
-
-        @classmethod
-        def open(cls, index, options):
-            return cls(index or 0, options.get("memory_limit"))
-
         def get_capability(self, graph):
-            answer = super().get_capability(graph)
-            mine = [c for c in answer.claims if c[0].endswith(self.letter)]
-            rest = {name: "another letter" for c in answer.claims for name in c if not name.endswith(self.letter)}
-            return Capability(mine, {**answer.refused, **rest})
+            return by_letter(super().get_capability(graph), self.letter)
 
     class Apart(Shared):
         name = "apart"
         letter = "a"
         shares_host = False
 
-    registry.register(Shared)
-    registry.register(Apart)
-    yield ["shared", "apart"]
-    registry.unregister("shared")
-    registry.unregister("apart")
+    with registered(Shared, Apart):
+        yield ["shared", "apart"]
 
 
 @st.composite
@@ -76,12 +61,7 @@ def graphs(draw):
 @given(graphs(), st.integers(0, 2**31))
 def test_values_are_those_of_the_host(sharing, graph, seed):
     nodes, outputs = graph
-    info = {name: helper.make_tensor_value_info(name, F16, [3, 3]) for name in ("x0", "x1", *outputs)}
-    model = helper.make_model(
-        helper.make_graph(nodes, "g", [info["x0"], info["x1"]], [info[o] for o in outputs]),
-        opset_imports=[helper.make_opsetid("", 21)],
-        ir_version=10,
-    )
+    model = model_of(nodes, outputs)
     rng = np.random.default_rng(seed)
     session = gpurt.InferenceSession(model, GREEDY, providers=[*sharing, "cpu"])
     alone = gpurt.InferenceSession(model, providers=["cpu"])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import make_model, plugin
+from conftest import make_model, plugin, registered
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import gpurt
-from gpurt import registry
 from gpurt.plan.steps import AwaitStep, DeviceStep, WeightStep
 from gpurt.provider import DeviceMemory
 
@@ -32,14 +31,6 @@ def streaming():
     class Late(sim.SimProvider):
         name = "late"
         streams_weights = True
-
-        def __init__(self, index, limit):
-            super().__init__(index, limit)
-            self.device = self.memory_space = f"{self.name}:{index}"
-
-        @classmethod
-        def open(cls, index, options):
-            return cls(index or 0, options.get("memory_limit"))
 
         def copy_stream(self):
             return Copies()
@@ -66,11 +57,8 @@ def streaming():
         name = "waiting"
         follow = DeviceMemory.follow
 
-    for provider in (Late, Early, Waiting):
-        registry.register(provider)
-    yield ["late", "early", "waiting"]
-    for provider in (Late, Early, Waiting):
-        registry.unregister(provider.name)
+    with registered(Late, Early, Waiting):
+        yield ["late", "early", "waiting"]
 
 
 def layers(count, *, shared=False):

@@ -101,19 +101,35 @@ def _bias(b: ir.Value | None, x: ir.Node, w: ir.Node) -> np.ndarray | None:
 
 
 class _Product(_Integers):
-    """Products: their bias is a float constant, or int32 with the product of the scales."""
+    """QuantizeLinear(f(DequantizeLinear(x), DequantizeLinear(w), b)) of a product f, per tensor or per filter of w.
+
+    Args:
+        form: of b, one of `forms`: none, a float constant, or int32 in units of the product of the scales.
+    """
 
     forms: tuple[str, ...] = ("none", "floats", "sums")
+    op_type: str
 
     def __init__(self, form: str) -> None:
         self._form = form
         super().__init__()
 
-    def third(self, op: Any, b: Any, sb: Any, zb: Any) -> Any:
-        """The bias as a form has it."""
-        return {"none": None, "floats": b, "sums": op.DequantizeLinear(b, sb, zb, _name="db")}[self._form]
+    def pattern(
+        self, op: Any, x: Any, sx: Any, zx: Any, w: Any, sw: Any, zw: Any, b: Any, sb: Any, zb: Any, sy: Any, zy: Any
+    ) -> Any:
+        data, filters = op.DequantizeLinear(x, sx, zx, _name="dx"), op.DequantizeLinear(w, sw, zw, _name="dw")
+        third = {"none": None, "floats": b, "sums": op.DequantizeLinear(b, sb, zb, _name="db")}[self._form]
+        return op.QuantizeLinear(
+            getattr(op, self.op_type)(data, filters, third, _name="product"), sy, zy, _name="quant"
+        )
 
-    def fits(self, m: MatchResult, dx: ir.Node, dw: ir.Node, b: ir.Value | None, product: ir.Node) -> MatchResult:
+    def check(  # type: ignore[override]  # rules ask for what their pattern binds
+        self, m: MatchResult, quant: ir.Node, dx: ir.Node, dw: ir.Node, b: ir.Value | None, product: ir.Node
+    ) -> MatchResult:
+        along = 0 if product.op_type == "Conv" or facts.attr(product, "transB", 0) else 1  # of w, where filters lie
+        return super().check(m, quant) and _bytes(m, dx, dw, axis=along) and self._fits(m, dx, dw, b, product)
+
+    def _fits(self, m: MatchResult, dx: ir.Node, dw: ir.Node, b: ir.Value | None, product: ir.Node) -> MatchResult:
         """Whether the bias is, or becomes, one of int32."""
         third = facts.given(product, 2)
         db = third.producer() if self._form == "sums" and third is not None else None
@@ -131,7 +147,7 @@ class _Product(_Integers):
         return m
 
     def bias(self, op: Any, b: ir.Value | None, dx: ir.Node, dw: ir.Node) -> Any:
-        """The int32 bias; None where there is none."""
+        """The int32 bias for the integer operator; None where there is none."""
         return op.constant(_bias(b, dx, dw)) if self._form == "floats" else b if self._form == "sums" else None
 
 
@@ -139,18 +155,7 @@ class ConvQDQFusion(_Product):
     """QuantizeLinear(Conv(DequantizeLinear(x), DequantizeLinear(w), b)) -> QLinearConv, per tensor or per filter."""
 
     name = "ConvQDQFusion"
-
-    def pattern(
-        self, op: Any, x: Any, sx: Any, zx: Any, w: Any, sw: Any, zw: Any, b: Any, sb: Any, zb: Any, sy: Any, zy: Any
-    ) -> Any:
-        data, filters = op.DequantizeLinear(x, sx, zx, _name="dx"), op.DequantizeLinear(w, sw, zw, _name="dw")
-        made = op.Conv(data, filters, self.third(op, b, sb, zb), _name="product")
-        return op.QuantizeLinear(made, sy, zy, _name="quant")
-
-    def check(  # type: ignore[override]  # rules ask for what their pattern binds
-        self, m: MatchResult, quant: ir.Node, dx: ir.Node, dw: ir.Node, b: ir.Value | None, product: ir.Node
-    ) -> MatchResult:
-        return super().check(m, quant) and _bytes(m, dx, dw, axis=0) and self.fits(m, dx, dw, b, product)
+    op_type = "Conv"
 
     def rewrite(self, op: Any, dx: ir.Node, dw: ir.Node, b: ir.Value | None, product: ir.Node, quant: ir.Node) -> Any:
         return op.QLinearConv(
@@ -162,21 +167,14 @@ class GemmQDQFusion(_Product):
     """QuantizeLinear(Gemm(DequantizeLinear(a), DequantizeLinear(b), c)) -> com.microsoft.QGemm."""
 
     name = "GemmQDQFusion"
-
-    def pattern(
-        self, op: Any, x: Any, sx: Any, zx: Any, w: Any, sw: Any, zw: Any, b: Any, sb: Any, zb: Any, sy: Any, zy: Any
-    ) -> Any:
-        one, two = op.DequantizeLinear(x, sx, zx, _name="dx"), op.DequantizeLinear(w, sw, zw, _name="dw")
-        made = op.Gemm(one, two, self.third(op, b, sb, zb), _name="product")
-        return op.QuantizeLinear(made, sy, zy, _name="quant")
+    op_type = "Gemm"
 
     def check(  # type: ignore[override]
         self, m: MatchResult, quant: ir.Node, dx: ir.Node, dw: ir.Node, b: ir.Value | None, product: ir.Node
     ) -> MatchResult:
         if facts.attr(product, "beta", 1.0) != 1.0 or facts.attr(product, "alpha", 1.0) != 1.0:
             return m.fail("the Gemm has factors of its own")
-        columns = 0 if facts.attr(product, "transB", 0) else 1
-        return super().check(m, quant) and _bytes(m, dx, dw, axis=columns) and self.fits(m, dx, dw, b, product)
+        return super().check(m, quant, dx, dw, b, product)
 
     def rewrite(self, op: Any, dx: ir.Node, dw: ir.Node, b: ir.Value | None, product: ir.Node, quant: ir.Node) -> Any:
         return op.QGemm(

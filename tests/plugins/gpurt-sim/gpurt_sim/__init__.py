@@ -45,20 +45,20 @@ class SimProvider(Provider, DeviceMemory):
     }
 
     def __init__(self, index: int, limit: int | None) -> None:
-        self.device = f"sim:{index}"
+        self.device = f"{self.name}:{index}"
         self.memory_space = self.device
         self.arena = RegionArena(lambda n: np.full(n, 0xFF, np.uint8), lambda _: None, limit=limit, name=self.device)
         self._constants: weakref.WeakValueDictionary[bytes, Constant] = weakref.WeakValueDictionary()
 
     @classmethod
     def probe(cls) -> Sequence[Device]:
-        return [Device("sim:0", "simulated accelerator", "accelerator")]
+        return [Device(f"{cls.name}:0", "simulated accelerator", "accelerator")]
 
     @classmethod
     def open(cls, index: int | None, options: Mapping[str, Any]) -> Provider:
         provider = cls(index or 0, options.get("memory_limit"))
-        provider.shares_host = options.get("shares_host", False)
-        provider.streams_weights = options.get("over_budget", "layers") == "stream"
+        provider.shares_host = options.get("shares_host", cls.shares_host)
+        provider.streams_weights = cls.streams_weights or options.get("over_budget", "layers") == "stream"
         return provider
 
     def get_capability(self, graph: GraphView) -> Capability:
