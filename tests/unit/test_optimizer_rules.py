@@ -443,8 +443,9 @@ def test_does_not_fire(rule, nodes, inputs, constants, reason):
     same_values(model, feed(inputs))
 
 
-# These have tests of their own, of graphs with dynamic sizes.
+# These have tests of their own, of graphs with dynamic sizes for instance.
 APART = {
+    "BatchNormAffineFusion",
     "GroupedHeadsFusion",
     "RotaryEmbeddingFusion",
     "GroupNormFusion",
