@@ -43,6 +43,10 @@ class _Walk:
     across: int
 
 
+def _costly(step: Step) -> bool:
+    return EXPRESSIONS[step.node.domain, step.node.op_type].costly
+
+
 class Prologue(Kernel):
     """What is computed of the tensors that a kernel reads, as text for it.
 
@@ -66,6 +70,11 @@ class Prologue(Kernel):
         self._wide = self._wide and all(eight_wide(s.node, s.dtypes, s.dtype) for s in self._steps)
         self.used = False
 
+    @property
+    def costly(self) -> bool:
+        """Whether a step takes longer than loading what it reads."""
+        return any(map(_costly, self._steps))
+
     def settle(self, c: Lowering, start: int) -> None:
         """Emit the steps as kernels of their own before the launches from `start` on, unless one of those took them."""
         if not self.used:
@@ -82,7 +91,7 @@ class Prologue(Kernel):
         total = self._out.size
         if self._out.dtype not in _REAL or total == 0 or (self._c.cpu_class and not self._wide):
             return None
-        if any(EXPRESSIONS[s.node.domain, s.node.op_type].costly and s.size * 4 <= total for s in self._steps):
+        if any(_costly(s) and s.size * 4 <= total for s in self._steps):
             return None
         walks: dict[str, _Walk] = {}
         for leaf in self._leaves.values():

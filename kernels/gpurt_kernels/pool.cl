@@ -68,7 +68,7 @@ FN i32 taps_within(i32 at, i32 step, i32 n, i32 limit, i32 with_padding) {
 #endif
 
 /* One output, element by element; the window begins at (d0, h0, w0), which may lie in the padding. */
-#define POOL_ONE(p, target) \
+#define POOL_ONE(target) \
   { \
     A a = START; \
     i64 place = -1; \
@@ -78,17 +78,18 @@ FN i32 taps_within(i32 at, i32 step, i32 n, i32 limit, i32 with_padding) {
       for (i32 kh = 0; kh < TAPS_H_; kh++) { \
         const i32 h = h0 + kh * DILATION_H_; \
         if (h < 0 || h >= in_h) continue; \
-        const GLOBAL T *line = p + ((i64)d * in_h + h) * in_w; \
+        SLICE((plane * in_d + d) * in_h + h, in_w); \
         for (i32 kw = 0; kw < TAPS_W_; kw++) { \
           const i32 w = w0 + kw * DILATION_W_; \
           if (w < 0 || w >= in_w) continue; \
-          const A v = LD_T(line, w); \
+          const A v = ROW1(w); \
           TAKE(v); \
         } \
       } \
     } \
     const A count = plane_count * COUNT_ROW; \
-    ST_T(y, target, END(a)); \
+    const A pooled = END(a); \
+    ST_T(y, target, DONE1(pooled, target)); \
     STORE_PLACE(target); \
   }
 #ifdef INDICES
@@ -118,9 +119,10 @@ FN A8 even8(A8 low, A8 high) {
 /* A task is a row of the output, done in pieces: first the window's rows are combined into one line, which is filled up
  * with START where it lies in the padding; then the line is pooled. Both run eight lanes wide, the last eight overlapping
  * those before rather than leaving a tail, and a window costs the sum of its sides instead of their product. */
-KFN(1, 1, 1) pool(INPUT(T, x), TENSOR(T, y), const i64 tasks, const i64 per, GEOMETRY) {
-  OPEN_IN(T, x);
+KFN(1, 1, 1) pool(DATA_PARAM TENSOR(T, y), EPILOGUE_PARAMS const i64 tasks, const i64 per, GEOMETRY) {
+  OPEN_DATA;
   OPEN(T, y);
+  EPILOGUE_OPEN
   /* Lanes beyond the end of a short piece read what is behind it. */
   A line[LINE + 8 * STRIDE_MAX + 8] __attribute__((aligned(64)));
   const i64 first = GROUP(0) * per;
@@ -200,12 +202,12 @@ KFN(1, 1, 1) pool(INPUT(T, x), TENSOR(T, y), const i64 tasks, const i64 per, GEO
 #endif
         const A8 result = END(a);
         if (n >= 8) {
-          ST8_T(q, j, result);
+          ST8_T(q, j, DONE8(result, task * out_w + ow + j));
           continue;
         }
         A lane[8] __attribute__((aligned(64)));
         *(A8 *)lane = result;
-        for (i32 k = 0; k < n; k++) ST_T(q, k, lane[k]);
+        for (i32 k = 0; k < n; k++) ST_T(q, k, DONE1(lane[k], task * out_w + ow + k));
       }
     }
   }
@@ -214,9 +216,10 @@ KFN(1, 1, 1) pool(INPUT(T, x), TENSOR(T, y), const i64 tasks, const i64 per, GEO
 #else
 
 /* Windows wider than a line, and MaxPool with places: a task is a row of the output. */
-KFN(1, 1, 1) pool(INPUT(T, x), TENSOR(T, y), INDICES_PARAM const i64 tasks, const i64 per, GEOMETRY) {
-  OPEN_IN(T, x);
+KFN(1, 1, 1) pool(DATA_PARAM TENSOR(T, y), INDICES_PARAM EPILOGUE_PARAMS const i64 tasks, const i64 per, GEOMETRY) {
+  OPEN_DATA;
   OPEN(T, y);
+  EPILOGUE_OPEN
   OPEN_INDICES;
   const i64 first = GROUP(0) * per;
   const i64 last = first + per < tasks ? first + per : tasks;
@@ -224,11 +227,10 @@ KFN(1, 1, 1) pool(INPUT(T, x), TENSOR(T, y), INDICES_PARAM const i64 tasks, cons
     const i64 plane = task / ((i64)out_d * out_h);
     const i32 row = (i32)(task % ((i64)out_d * out_h));
     const i32 d0 = row / out_h * stride_d - begin_d, h0 = row % out_h * stride_h - begin_h;
-    const GLOBAL T *p = x + plane * in_d * in_h * in_w;
     const i32 plane_count = COUNT_PLANE;
     for (i32 ow = 0; ow < out_w; ow++) {
       const i32 w0 = ow * stride_w - begin_w;
-      POOL_ONE(p, task * out_w + ow);
+      POOL_ONE(task * out_w + ow);
     }
   }
 }
@@ -237,9 +239,10 @@ KFN(1, 1, 1) pool(INPUT(T, x), TENSOR(T, y), INDICES_PARAM const i64 tasks, cons
 #else
 
 /* An item is an output element. */
-KFN(BLOCK, 1, 1) pool(INPUT(T, x), TENSOR(T, y), INDICES_PARAM const i64 tasks, const i64 per, GEOMETRY) {
-  OPEN_IN(T, x);
+KFN(BLOCK, 1, 1) pool(DATA_PARAM TENSOR(T, y), INDICES_PARAM EPILOGUE_PARAMS const i64 tasks, const i64 per, GEOMETRY) {
+  OPEN_DATA;
   OPEN(T, y);
+  EPILOGUE_OPEN
   OPEN_INDICES;
   const i64 task = INDEX(0);
   if (task >= tasks) return;
@@ -248,8 +251,7 @@ KFN(BLOCK, 1, 1) pool(INPUT(T, x), TENSOR(T, y), INDICES_PARAM const i64 tasks, 
   const i32 row = (i32)(line_of % ((i64)out_d * out_h));
   const i32 d0 = row / out_h * stride_d - begin_d, h0 = row % out_h * stride_h - begin_h;
   const i32 w0 = (i32)(task % out_w) * stride_w - begin_w;
-  const GLOBAL T *p = x + plane * in_d * in_h * in_w;
   const i32 plane_count = COUNT_PLANE;
-  POOL_ONE(p, task);
+  POOL_ONE(task);
 }
 #endif

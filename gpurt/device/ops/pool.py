@@ -7,15 +7,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-import gpurt_kernels
+from gpurt.device.chains import chained_text
 from gpurt.device.driver import DeviceInfo
+from gpurt.device.epilogue import HEADS
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.lanes import F64, Args, accumulator, flat_group, lanes, share
+from gpurt.device.ops.lanes import F32, F64, Args, accumulator, flat_group, lanes, share
+from gpurt.device.prologue import FED
 from gpurt.device.scalars import i32, i64
 from gpurt.device.table import FLOATS, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import conv_geometry, window_arguments
 
+_OFTEN = 4  # windows that an element is in
 _LINE = 512  # columns: with a half-window of any usual size it stays in the first-level cache
 _LARGER = "((v) > (a) ? (v) : (a))"
 _LOWEST = {"f": "(-INFINITY)", "u": "0", "i": "-128"}
@@ -63,6 +66,25 @@ def _macros(node: NodeView, acc: np.dtype, stored: np.dtype) -> dict[str, int | 
     }
 
 
+def windowed(
+    c: Lowering, x: Ref, rows: tuple[int, int], kernel: Sequence[int], strides: Sequence[int]
+) -> tuple[str, list[Ref | np.generic]]:
+    """Text and arguments for a kernel's data: the prologue's, or none and x itself.
+
+    A prologue is computed once for each window that an element is in: where that is often, storing it costs less.
+
+    Args:
+        c: the operator's context.
+        x: the data.
+        rows: as Prologue.over wants them.
+        kernel, strides: of the windows.
+    """
+    windows = math.prod(kernel) / math.prod(strides)
+    if c.prologue is None or windows > _OFTEN or (windows > 1 and c.prologue.costly):
+        return "", [x]
+    return c.prologue.over(*rows) or ("", [x])
+
+
 @op("MaxPool", types=f"{FLOATS} int8 uint8", check=_window)
 @op("AveragePool", "LpPool", types=FLOATS, check=_window)
 def pool(c: Lowering) -> None:
@@ -84,10 +106,13 @@ def pool(c: Lowering) -> None:
     columns = (data, _padded(sizes, 1), _padded(kernel, 1), _padded(strides, 1), _padded(dilations, 1),
                _padded(begins, 0), _padded(limits, 1))  # fmt: skip
     geometry: list[np.generic] = [i32(v) for column in columns for v in column]
-    tensors: list[Ref] = [x, y]
+    around, given = "", list[Ref | np.generic]([x])
+    if not c.cpu_class:  # on a CPU, finding the places of what a line needs takes longer than the line
+        around, given = windowed(c, x, (x.shape[-1], 1), kernel, strides)
+    given.append(y)
     wants_places = node.op_type == "MaxPool" and c.wants(1)
     if wants_places:
-        tensors.append(c.output(1))
+        given.append(c.output(1))
         defines["INDICES"] = ""
         steps = [data[1] * data[2], data[2], 1]
         if node.attr("storage_order", 0):  # the first spatial axis runs fastest
@@ -96,7 +121,11 @@ def pool(c: Lowering) -> None:
         geometry += [i64(v) for v in steps]
     if not wants_places and max(dilations) == 1 and len(kernel) <= 2 and max(kernel) <= 3:
         defines["TAPS_H"], defines["TAPS_W"] = _padded(kernel, 1)[1:]
-    body = gpurt_kernels.text("pool.cl")
+    if c.epilogue is not None and acc == F32 and c.epilogue.fits(1):
+        more, operands = c.epilogue.functions()
+        around += more
+        given += [i64(0), *operands]
+    body = chained_text(around, "chains.h", "pool.cl")
     args: Args
     if c.cpu_class:
         if not wants_places and dilations[-1] * (kernel[-1] - 1) < _LINE // 2 and strides[-1] <= _LINE // 2:
@@ -106,9 +135,13 @@ def pool(c: Lowering) -> None:
         tasks = y.size // max(sizes[-1], 1)
         # With eight lanes a tap costs about as much as copying an element.
         grid, per = share(tasks, data[-1] * max(math.prod(kernel[:-1]), 1) + sizes[-1] * kernel[-1])
-        args = [*tensors, i64(tasks), per, *geometry]
+        args = [*given, i64(tasks), per, *geometry]
         c.launch(lanes(acc, types) + body, "pool", args, [grid], types=types, defines=defines)
         return
     defines["BLOCK"] = block = flat_group(c)
-    args = [*tensors, i64(y.size), i64(1), *geometry]
+    args = [*given, i64(y.size), i64(1), *geometry]
     c.launch(body, "pool", args, [-(-y.size // block)], [block], types=types, defines=defines)
+
+
+HEADS.add(pool)
+FED.add(pool)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import gpurt_kernels
+from gpurt.device.chains import chained_text
 from gpurt.device.driver import DeviceInfo
+from gpurt.device.epilogue import HEADS
 from gpurt.device.lowering import Lowering
 from gpurt.device.ops.channels_last.conv import check
 from gpurt.device.ops.channels_last.depthwise import lanes_of, rows_each
 from gpurt.device.ops.conv_shape import three
-from gpurt.device.scalars import i32
+from gpurt.device.ops.pool import windowed
+from gpurt.device.prologue import FED
+from gpurt.device.scalars import i32, i64
 from gpurt.device.table import op
 from gpurt.device.views import BESIDE, row_of
 from gpurt.graph.channels_last import DOMAIN
@@ -41,10 +44,16 @@ def pool(c: Lowering) -> None:
     per = rows_each(rows, out[2] * channels * taps[1] * taps[2], c.info.compute_units)
     numbers = (*size[1:], channels, row_of(y), *out[1:], *taps[1:], *three(strides, 1)[1:], *three(dilations, 1)[1:],
                *three(begins, 0)[1:], *limits[1:], rows, per)  # fmt: skip
+    text, data = windowed(c, x, (channels, 1), kernel, strides)
+    args = [*data, y]
+    if c.epilogue is not None and c.epilogue.fits(channels):
+        more, operands = c.epilogue.functions()
+        text += more
+        args += [i64(0), *operands]
     c.launch(
-        "".join(gpurt_kernels.text(n) for n in ("batch.h", "channels_last.h", "pool_last.cl")),
+        chained_text(text, "batch.h", "channels_last.h", "pool_last.cl"),
         "pool_last",
-        [x, y, *(i32(v) for v in numbers)],
+        [*args, *(i32(v) for v in numbers)],
         [-(-rows // per)],
         defines={
             "LANES": lanes_of(channels),
@@ -55,3 +64,5 @@ def pool(c: Lowering) -> None:
 
 
 BESIDE.add(pool)
+HEADS.add(pool)
+FED.add(pool)
