@@ -149,7 +149,8 @@ def variants(name: str, model: onnx.ModelProto, feeds: dict[str, Any]) -> Iterat
     import onnx
 
     op_type = model.graph.node[0].op_type
-    reduces = "Softmax" in op_type or op_type.startswith(("Reduce", "Global")) or op_type.endswith("Normalization")
+    reduces = "Softmax" in op_type or op_type.startswith(("Reduce", "Global"))
+    reduces = reduces or op_type.endswith(("Normalization", "Pool"))
     if reduces or op_type in ("Gemm", "MatMul"):
         fed = onnx.ModelProto.FromString(model.SerializeToString())
         data = fed.graph.node[0].input[0]
