@@ -53,6 +53,7 @@ def graphs() -> Iterator[Graph]:
         sys.path.append(folder)
     import numpy as np
     import test_epilogue
+    import test_fed_product
     import test_joined
     import test_prologue
     import test_views
@@ -60,7 +61,7 @@ def graphs() -> Iterator[Graph]:
 
     tables = {
         "epilogues": (test_epilogue.CASES, test_epilogue.APART, test_prologue.BEHIND),
-        "prologues": (test_prologue.CASES, test_prologue.APART),
+        "prologues": (test_prologue.CASES, test_prologue.APART, test_fed_product.CASES, test_fed_product.APART),
         "views": (test_views.FOLDED, test_views.COPIED),
     }
     for kind, parts in tables.items():
