@@ -15,6 +15,7 @@ from ci.venv import ROOT
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
 
     from gpurt import InferenceSession
     from gpurt.provider import Provider
@@ -34,6 +35,7 @@ class Graph(NamedTuple):
     kind: str
     model: bytes
     feeds: Mapping[str, np.ndarray]
+    weights: int
 
     @property
     def title(self) -> str:
@@ -43,7 +45,7 @@ class Graph(NamedTuple):
     @property
     def elements(self) -> int:
         """How many elements go in."""
-        return sum(x.size for x in self.feeds.values())
+        return sum(x.size for x in self.feeds.values()) + self.weights
 
 
 def graphs() -> Iterator[Graph]:
@@ -53,6 +55,7 @@ def graphs() -> Iterator[Graph]:
         sys.path.append(folder)
     import numpy as np
     import test_epilogue
+    import test_fed_product
     import test_joined
     import test_prologue
     import test_views
@@ -60,27 +63,27 @@ def graphs() -> Iterator[Graph]:
 
     tables = {
         "epilogues": (test_epilogue.CASES, test_epilogue.APART, test_prologue.BEHIND),
-        "prologues": (test_prologue.CASES, test_prologue.APART),
+        "prologues": (test_prologue.CASES, test_prologue.APART, test_fed_product.CASES, test_fed_product.APART),
         "views": (test_views.FOLDED, test_views.COPIED),
     }
     for kind, parts in tables.items():
         for name, (nodes, inputs, constants) in ((k, v) for table in parts for k, v in table.items()):
-            proto = model(nodes, inputs, constants, opset=23)
-            yield Graph(name, kind, proto.SerializeToString(), inputs)
+            yield _graph(name, kind, model(nodes, inputs, constants, opset=23), inputs)
     for batch in (1, 2):
         for name, (channels, made) in JOINED.items():
             x = {"x": f(batch, 3, 5, 5)}
-            proto = model(*_described(test_joined.branches(channels, made), x))
-            yield Graph(f"{name}, batch {batch}", "joined", proto.SerializeToString(), x)
-    last = {"last": np.array([-1], np.int64)}
+            nodes, constants = test_joined.branches(channels, made)
+            yield _graph(f"{name}, batch {batch}", "joined", model(nodes, x, constants), x)
     nodes = [n("Mul", ["x", "x"], ["a"]), n("ReduceSum", ["a", "last"], ["b"]), n("Sqrt", ["b"], ["y"])]
     x = {"x": f(1, 9001)}
-    yield Graph("one long row", "prologues", model(nodes, x, last).SerializeToString(), x)
+    yield _graph("one long row", "prologues", model(nodes, x, {"last": np.array([-1], np.int64)}), x)
 
 
-def _described(made: tuple[list[Any], dict[str, Any]], x: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    nodes, constants = made
-    return nodes, x, constants
+def _graph(name: str, kind: str, proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Graph:
+    import onnx
+
+    weights = sum(onnx.numpy_helper.to_array(w).size for w in proto.graph.initializer)
+    return Graph(name, kind, proto.SerializeToString(), feeds, weights)
 
 
 def run_graph(graph: Graph, options: Mapping[str, Any], prepare: Callable[[Provider], None]) -> None:

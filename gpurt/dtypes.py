@@ -7,9 +7,7 @@ from typing import Final
 import ml_dtypes
 import numpy as np
 
-DType = np.dtype  # the runtime's element type is NumPy's; ml_dtypes adds the narrow ones, strings are dtype object
-
-# ONNX TensorProto code -> (name in type strings, NumPy dtype)
+# ONNX TensorProto code -> (name in type strings, NumPy dtype); strings are of dtype object
 _TABLE: Final[dict[int, tuple[str, np.dtype]]] = {
     1: ("float", np.dtype(np.float32)),
     2: ("uint8", np.dtype(np.uint8)),

@@ -15,19 +15,8 @@ import numpy as np
 
 from gpurt.device.helpers import helper_text
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.expressions import (
-    BF16,
-    BOOL,
-    EXPRESSIONS,
-    F16,
-    F64,
-    FLOAT8,
-    NARROW_FLOATS,
-    SUBBYTE,
-    Expression,
-    Site,
-    register,
-)
+from gpurt.device.ops.expressions import EXPRESSIONS, Expression, Site
+from gpurt.device.ops.registers import BF16, BOOL, F16, F64, FLOAT8, NARROW_FLOATS, SUBBYTE, register
 from gpurt.device.scalars import i64, u32
 from gpurt.device.steps import Step, collapse, eight_wide
 from gpurt.device.views import Strided, far, whole

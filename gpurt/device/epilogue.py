@@ -16,7 +16,7 @@ import numpy as np
 from gpurt.device.codegen import Kernel, Leaf, Params, emit, scalar_load
 from gpurt.device.helpers import helper_text
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.expressions import register
+from gpurt.device.ops.registers import register
 from gpurt.device.scalars import i64
 from gpurt.device.steps import Step, collapse, eight_wide
 from gpurt.device.table import Lower

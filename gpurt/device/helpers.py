@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 import gpurt_kernels
-from gpurt.device.ops.expressions import register
+from gpurt.device.ops.registers import register
 from gpurt.dtypes import kernel_name
 
 _REALS: Final = {"f32_": "float", "f32x8_": "float8", "f64_": "double", "f64x8_": "double8"}

@@ -92,9 +92,17 @@ class Lowering:
         specs: input specs by position; None where an optional input is left out.
         outs: output specs by position, from the shape rules.
         info: facts about the device.
+        table: rows of all operators, for those that are made of others.
+        emitted: gains the launches.
+        program: kernel text, dtypes and macros -> text of the whole program.
+        derive: as Constants.derive: an array made of a constant one, once for its content and a tag.
+        ins: inputs in device memory by position.
+        results: outputs in device memory by position.
+        depth: in how many other operators' lowerings this one is.
         epilogue: elementwise nodes that follow, for rows among epilogue.HEADS, which may take them over.
         prologue: elementwise nodes whose result is the first input, likewise for rows among prologue.FED; that input
             is stored beforehand if they do not take them over.
+        choices: of parameters of kernels.
     """
 
     node: NodeView

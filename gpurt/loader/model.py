@@ -19,16 +19,22 @@ from gpurt.loader.typestr import GraphInput
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What the model says of itself."""
+    """What the model says of itself, under ONNX Runtime's names.
+
+    Attributes:
+        description, graph_description: doc_string of the model and of its graph.
+        custom_metadata_map: metadata_props of the model.
+    """
 
     producer_name: str = ""
     producer_version: str = ""
     domain: str = ""
     description: str = ""
     graph_name: str = ""
+    graph_description: str = ""
     version: int = 0
     ir_version: int = 0
-    custom: dict[str, str] = field(default_factory=dict)
+    custom_metadata_map: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -132,7 +138,8 @@ def _metadata(proto: onnx.ModelProto) -> Metadata:
         domain=typestr.text(proto.domain),
         description=typestr.text(proto.doc_string),
         graph_name=typestr.text(proto.graph.name),
+        graph_description=typestr.text(proto.graph.doc_string),
         version=proto.model_version,
         ir_version=proto.ir_version,
-        custom={typestr.text(entry.key): typestr.text(entry.value) for entry in proto.metadata_props},
+        custom_metadata_map={typestr.text(e.key): typestr.text(e.value) for e in proto.metadata_props},
     )

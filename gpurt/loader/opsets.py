@@ -23,9 +23,6 @@ CANONICAL_OPSETS: Final[dict[str, int]] = {
 NEWEST_IR: Final = 14
 """The newest IR version that gpurt knows."""
 
-FIRST_OPSET: Final = 6
-"""Oldest opset of ai.onnx that is supported; older models load as far as their operators can be upgraded."""
-
 
 def canonical_domain(domain: str) -> str:
     """``ai.onnx`` is another spelling of the empty domain."""

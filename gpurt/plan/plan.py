@@ -21,7 +21,7 @@ from gpurt.provider import DeviceMemory
 
 
 class Plan:
-    """Immutable: steps, slots with offsets, blocks by space.
+    """Steps, slots with offsets, and blocks by space, none of which change; and the states that runs take in turn.
 
     Args:
         draft: the steps; the plan takes it over.

@@ -29,5 +29,5 @@ class Signature:
         return [arg(i) for i in self._inputs if i.name in self._overridable]
 
     def get_modelmeta(self) -> Metadata:
-        """What the model says of itself: producer, version, description, custom metadata."""
+        """What the model says of itself: producer, version, descriptions, custom metadata."""
         return self._metadata

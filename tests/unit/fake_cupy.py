@@ -10,11 +10,15 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+
+from gpurt_cuda import compiler
+from gpurt_cuda import provider as cuda_provider
 
 
 class CUDARuntimeError(RuntimeError):
@@ -286,3 +290,14 @@ class FakeCuda:
                 setattr(sys.modules[parent], child, module)
         for name in ("gpurt_cuda.driver", "gpurt_cuda.blas", "gpurt_cuda.timer"):
             monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCuda:
+    """A stand-in that is in CuPy's place, with two devices and an empty cache of code."""
+    made = FakeCuda()
+    made.install(monkeypatch)
+    monkeypatch.setenv("GPURT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiler, "include_dirs", lambda: ("/cuda/include",))
+    monkeypatch.setattr(cuda_provider, "_DRIVERS", {})
+    return made

@@ -17,6 +17,7 @@ from gpurt.options import GraphOptimizationLevel
 from gpurt.session.site import Evaluator
 
 n = onnx.helper.make_node
+_RNG = np.random.default_rng(7)
 
 
 def optimized(
@@ -105,3 +106,18 @@ class Writer:
     def model(self, inputs: dict[str, Any], outputs: Sequence[str] = ("y",), opset: int = 21) -> onnx.ModelProto:
         """The model; inputs by example array or (element type, dimensions)."""
         return make_model(self.nodes, inputs, list(outputs), self.constants, opset=opset)
+
+
+def f32(*shape: int) -> np.ndarray:
+    """Normal numbers."""
+    return _RNG.standard_normal(shape).astype(np.float32)
+
+
+def i64(*values: int) -> np.ndarray:
+    """A vector: axes, sizes, bounds."""
+    return np.array(values, np.int64)
+
+
+def one(value: Any, dtype: Any = np.float32) -> np.ndarray:
+    """An array of this content; a number becomes a scalar."""
+    return np.asarray(value, dtype)

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 from conftest import make_model, plugin, registered
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 import gpurt
@@ -139,6 +140,20 @@ def two_devices(**given):
     return gpurt.InferenceSession(
         make_model(nodes, {"x": (F16, ["n", 3])}, ["y"]), options(**given), providers=[*NAMES, "cpu"]
     )
+
+
+@st.composite
+def graphs(draw, places):
+    """Nodes whose names end in a letter of `places`, and outputs; on a host some of them yield views of their input."""
+    values, nodes = ["x0", "x1"], []
+    for k in range(draw(st.integers(2, 16))):
+        kind = draw(st.sampled_from(["Neg", "Add", "Mul", "Transpose", "Identity", "Relu"]))
+        place = draw(st.sampled_from(places))
+        ins = [draw(st.sampled_from(values)) for _ in range(2 if kind in ("Add", "Mul") else 1)]
+        nodes.append(n(kind, ins, [f"v{k}"], f"n{k}{place}"))
+        values.append(f"v{k}")
+    outputs = sorted(set(draw(st.lists(st.sampled_from(values[2:]), min_size=1, max_size=4))))
+    return nodes, outputs
 
 
 def model_of(nodes, outputs):

@@ -179,7 +179,7 @@ def test_metadata() -> None:
     loaded = load(model)
     meta = loaded.metadata
     assert (meta.producer_name, meta.producer_version, meta.description, meta.version) == ("p", "1", "words", 4)
-    assert meta.custom == {"k": "v"}
+    assert meta.custom_metadata_map == {"k": "v"}
     assert loaded.inputs[0].shape == ("batch", None)
 
 

@@ -93,9 +93,20 @@ def test_default_of_an_overridable_initializer():
     s = gpurt.InferenceSession(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10),
                                providers=["cpu"])  # fmt: skip
     assert [i.name for i in s.get_inputs()] == ["x"]
+    assert [(i.name, i.shape, i.type) for i in s.get_overridable_initializers()] == [("b", [3], "tensor(float)")]
     x = np.zeros(3, np.float32)
     np.testing.assert_array_equal(s.run(None, {"x": x})[0], 1)
     np.testing.assert_array_equal(s.run(None, {"x": x, "b": x + 5})[0], 5)
+
+
+def test_metadata_has_the_names_of_onnx_runtime():
+    model = make_model([n("Relu", ["x"], ["y"])], {"x": X}, ["y"])
+    model.producer_name, model.doc_string, model.graph.doc_string, model.model_version = "p", "d", "of the graph", 3
+    onnx.helper.set_model_props(model, {"labels": "cat dog"})
+    found = gpurt.InferenceSession(model, providers=["cpu"]).get_modelmeta()
+    assert (found.producer_name, found.description, found.graph_description) == ("p", "d", "of the graph")
+    assert (found.version, found.graph_name, found.domain) == (3, "test", "")
+    assert found.custom_metadata_map == {"labels": "cat dog"}
 
 
 def test_missing_truncated_and_foreign_files(tmp_path):

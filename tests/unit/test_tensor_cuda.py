@@ -2,18 +2,16 @@
 
 import gc
 
+import fake_cupy
 import ml_dtypes
 import numpy as np
 import pytest
 from conftest import make_model
-from fake_cupy import FakeCuda
 from fake_cupy_arrays import add_arrays
 from onnx import TensorProto, helper
 
 import gpurt
 from gpurt.tensor import Tensor
-from gpurt_cuda import compiler
-from gpurt_cuda import provider as cuda_provider
 
 GREEDY = gpurt.SessionOptions(partitioning="greedy")  # so that no rate of this machine decides
 
@@ -23,13 +21,12 @@ W = RNG.standard_normal((16, 8), dtype=np.float32)
 X = RNG.standard_normal((4, 16), dtype=np.float32)
 
 
+plain = fake_cupy.fake
+
+
 @pytest.fixture
-def fake(monkeypatch, tmp_path):
-    made = FakeCuda()
-    made.install(monkeypatch)
-    monkeypatch.setenv("GPURT_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(compiler, "include_dirs", lambda: ("/cuda/include",))
-    monkeypatch.setattr(cuda_provider, "_DRIVERS", {})
+def fake(monkeypatch, plain):
+    made = plain
     made.cupy = add_arrays(made, monkeypatch)
     made.copied = []
     memcpy = made.memcpy

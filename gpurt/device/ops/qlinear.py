@@ -16,7 +16,7 @@ from gpurt.device.codegen import emit
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.elementwise import step_for
-from gpurt.device.ops.expressions import EXPRESSIONS, F32, Expression, Site, cast
+from gpurt.device.ops.expressions import EXPRESSIONS, Expression, Site
 from gpurt.device.ops.integer_gemm import (
     BYTES,
     I32,
@@ -29,6 +29,7 @@ from gpurt.device.ops.integer_gemm import (
     view_as,
 )
 from gpurt.device.ops.quantize import MS, U8, dynamic_parameters, quantize, quantized
+from gpurt.device.ops.registers import F32, cast
 from gpurt.device.steps import Step
 from gpurt.device.table import op
 from gpurt.graph.view import NodeView

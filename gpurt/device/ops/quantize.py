@@ -17,19 +17,10 @@ from gpurt.device.codegen import emit
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.lowering import Lowering, Ref
 from gpurt.device.ops.elementwise import FUSIBLE, elementwise, step_for
-from gpurt.device.ops.expressions import (
-    BF16,
-    EXPRESSIONS,
-    F16,
-    F32,
-    NARROW_FLOATS,
-    Expression,
-    Site,
-    cast,
-    narrow_is_scalar,
-)
+from gpurt.device.ops.expressions import EXPRESSIONS, Expression, Site, narrow_is_scalar
 from gpurt.device.ops.movement import BITS
 from gpurt.device.ops.reduce import KINDS, reduce
+from gpurt.device.ops.registers import BF16, F16, F32, NARROW_FLOATS, cast
 from gpurt.device.scalars import i32, i64
 from gpurt.device.steps import Step
 from gpurt.device.table import FLOAT8, SUBBYTE, op

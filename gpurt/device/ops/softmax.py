@@ -8,7 +8,6 @@ import gpurt_kernels
 from gpurt.device.chains import chains
 from gpurt.device.epilogue import HEADS, Epilogue
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.ops.expressions import BF16, F16
 from gpurt.device.ops.lanes import (
     F32,
     I64,
@@ -21,6 +20,7 @@ from gpurt.device.ops.lanes import (
     measured_share,
 )
 from gpurt.device.ops.reduce import arg_extreme
+from gpurt.device.ops.registers import BF16, F16
 from gpurt.device.prologue import FED, Prologue
 from gpurt.device.scalars import i32, i64
 from gpurt.device.table import FLOATS, op
