@@ -57,13 +57,20 @@ def graphs() -> Iterator[Graph]:
     import test_epilogue
     import test_fed_product
     import test_joined
+    import test_pool_chains
     import test_prologue
     import test_views
     from sessions import f, model, n
 
     tables = {
-        "epilogues": (test_epilogue.CASES, test_epilogue.APART, test_prologue.BEHIND),
-        "prologues": (test_prologue.CASES, test_prologue.APART, test_fed_product.CASES, test_fed_product.APART),
+        "epilogues": (test_epilogue.CASES, test_epilogue.APART, test_prologue.BEHIND, test_pool_chains.BEHIND),
+        "prologues": (
+            test_prologue.CASES,
+            test_prologue.APART,
+            test_fed_product.CASES,
+            test_fed_product.APART,
+            test_pool_chains.BEFORE,
+        ),
         "views": (test_views.FOLDED, test_views.COPIED),
     }
     for kind, parts in tables.items():

@@ -48,16 +48,20 @@ def test_what_comes_behind_a_pool_is_computed_in_its_kernel(provider: DeviceProv
     assert kernels(provider, model(nodes, inputs, constants), inputs) == ["pool"]
 
 
-@pytest.mark.parametrize("what", ["MaxPool", "AveragePool"])
-def test_what_comes_before_a_pool_of_a_gpu_is_computed_in_its_kernel(provider: DeviceProvider, what: str) -> None:
-    inputs = {"x": f(2, 5, 17, 19)}
-    nodes = [
-        n("Mul", ["x", "s"], ["a"]),
-        n("Relu", ["a"], ["b"]),
-        n(what, ["b"], ["c"], **HALF),
-        n("Abs", ["c"], ["y"]),
-    ]
-    ran = kernels(provider, model(nodes, inputs, {"s": f(5, 1, 1)}), inputs)
+BEFORE: dict[str, tuple[list[Any], dict[str, np.ndarray], dict[str, np.ndarray]]] = {
+    what: (
+        [n("Mul", ["x", "s"], ["a"]), n("Relu", ["a"], ["b"]), n(what, ["b"], ["c"], **HALF), n("Abs", ["c"], ["y"])],
+        {"x": f(2, 5, 17, 19)},
+        {"s": f(5, 1, 1)},
+    )
+    for what in ("MaxPool", "AveragePool")
+}
+
+
+@pytest.mark.parametrize("case", BEFORE)
+def test_what_comes_before_a_pool_of_a_gpu_is_computed_in_its_kernel(provider: DeviceProvider, case: str) -> None:
+    nodes, inputs, constants = BEFORE[case]
+    ran = kernels(provider, model(nodes, inputs, constants), inputs)
     assert ran == (["ew_mul_relu", "pool"] if provider.info.kernel_class == "cpu" else ["pool"])
 
 
