@@ -131,17 +131,12 @@ def explain(model: Path, providers: Sequence[str] | None, shapes: Sequence[str],
     click.echo(json.dumps(explanation.to_dict(), indent=2) if as_json else str(explanation))
 
 
-_SHAPES = click.option(
-    "--shape", "shapes", multiple=True, metavar="NAME=1,3,224,224", help="Shape of an input; may be repeated."
-)
-
-
 @main.command()
 @_MODEL
 @_providers
 @_SHAPES
 @click.option("--repeat", default=3, show_default=True, type=click.IntRange(1), help="Runs; the first one also plans.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the random inputs.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the random inputs.")
 def run(model: Path, providers: Sequence[str] | None, shapes: Sequence[str], repeat: int, seed: int) -> None:
     """Run MODEL on random inputs, and print the outputs' shapes and the times."""
     import gpurt
@@ -174,7 +169,7 @@ def run(model: Path, providers: Sequence[str] | None, shapes: Sequence[str], rep
 @click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Runs after the one that plans.")
 @click.option("--output", metavar="PREFIX", default=None, help="Beginning of the trace's file name.")
 @click.option("--top", default=15, show_default=True, type=click.IntRange(1), help="Rows of each table.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the random inputs.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the random inputs.")
 def profile(
     model: Path,
     providers: Sequence[str] | None,
@@ -201,9 +196,13 @@ def profile(
 @_providers
 @_SHAPES
 @click.option("--budget", default=300.0, show_default=True, type=click.FloatRange(0), help="Seconds for measuring.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the devices' choices to a file, for shipping.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the devices' choices to a file, for shipping.",
+)
 @click.option("--input", "given", type=click.Path(path_type=Path), help="A file of this kind to begin with.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the random inputs.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the random inputs.")
 def tune(
     model: Path,
     providers: Sequence[str] | None,
@@ -294,7 +293,7 @@ def random_input(info: Any, shape: tuple[int, ...] | None, seed: int) -> Any:
         shape: in place of the model's, which must not contradict it.
         seed: makes it repeatable.
 
-    Raises InvalidArgument for inputs that are no tensors, or whose rank is neither known nor given.
+    Raises InvalidArgument for inputs that are no tensors, that are too large, or whose rank is neither known nor given.
     """
     import numpy as np
 
@@ -313,11 +312,16 @@ def random_input(info: Any, shape: tuple[int, ...] | None, seed: int) -> Any:
         shape = tuple(n if isinstance(n, int) else 1 for n in info.shape)
     dtype = from_name(info.type.removeprefix("tensor(").removesuffix(")"))
     rng = np.random.default_rng(seed)
-    if dtype == np.dtype(object):
-        return np.full(shape, "text", dtype=object)
-    if is_float(dtype) or dtype.kind == "c":
-        return rng.standard_normal(shape).astype(np.float32).astype(dtype)
-    return rng.integers(0, 2, shape).astype(dtype)
+    try:
+        if dtype == np.dtype(object):
+            return np.full(shape, "text", dtype=object)
+        if is_float(dtype) or dtype.kind == "c":
+            return rng.standard_normal(shape).astype(np.float32).astype(dtype)
+        return rng.integers(0, 2, shape).astype(dtype)
+    except (MemoryError, ValueError, OverflowError) as e:  # NumPy's, for arrays that it cannot even count
+        raise InvalidArgument(
+            f"input {info.name!r} cannot be made of shape {list(shape)}: {e}", remedy="Give a smaller --shape"
+        ) from e
 
 
 def describe(value: Any) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Final
 
+from gpurt import caches
 from gpurt.errors import InvalidArgument, Unsupported, suggest
 
 
@@ -53,15 +55,42 @@ _NOT_YET: Final = {
 }
 
 
-# Integer options, with their least value.
-_LEAST: Final = {
-    "inter_op_num_threads": 0,
-    "intra_op_num_threads": 0,
-    "log_severity_level": -1,
-    "log_verbosity_level": 0,
-    "plan_cache_bytes": 0,
-    "plan_cache_size": 1,
+# Integer options, with their least and largest value.
+_RANGES: Final[Mapping[str, tuple[int, int]]] = {
+    "inter_op_num_threads": (0, 2**31 - 1),
+    "intra_op_num_threads": (0, 2**31 - 1),
+    "log_severity_level": (-1, 4),
+    "log_verbosity_level": (0, 2**31 - 1),
+    "plan_cache_bytes": (0, 2**63 - 1),
+    "plan_cache_size": (1, 2**31 - 1),
 }
+
+
+def check_integer(name: str, value: Any) -> None:
+    """Refuse what is no integer in the range of an option. Raises InvalidArgument."""
+    low, high = _RANGES[name]
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InvalidArgument(f"{name} is {value!r}", remedy=f"Give an integer from {low} to {high}")
+
+
+def check_prefix(value: Any) -> None:
+    """Refuse what cannot begin a file's name; an empty text can. Raises InvalidArgument."""
+    if not isinstance(value, str) or "\0" in value:
+        raise InvalidArgument(f"profile_file_prefix is {value!r}", remedy="Give a string")
+
+
+def _items(name: str, value: Any) -> tuple[Any, ...]:
+    """What is in a list; texts, also of bytes, are none. Raises InvalidArgument."""
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise InvalidArgument(f"{name} is {value!r}", remedy="Give a list")
+    return tuple(value)
+
+
+def _number(value: Any) -> int:
+    """An integer, of Python's or NumPy's. Raises TypeError, for True and False too."""
+    if isinstance(value, bool):
+        raise TypeError(value)
+    return operator.index(value)
 
 
 def _mode(value: Any) -> ExecutionMode:
@@ -71,7 +100,7 @@ def _mode(value: Any) -> ExecutionMode:
             raise InvalidArgument(f"execution_mode is {value!r}{suggest(value, _MODES)}", remedy=remedy)
         return _MODES[value.lower()]
     try:
-        return ExecutionMode(int(value) if int(value) == value else -1)
+        return ExecutionMode(_number(value))
     except (TypeError, ValueError) as e:
         raise InvalidArgument(f"execution_mode is {value!r}", remedy=remedy) from e
 
@@ -85,7 +114,7 @@ def _level(value: Any) -> GraphOptimizationLevel:
             )
         return _LEVELS[value.lower()]
     try:
-        return GraphOptimizationLevel(int(value))
+        return GraphOptimizationLevel(_number(value))
     except (TypeError, ValueError) as e:
         raise InvalidArgument(
             f"graph_optimization_level is {value!r}", remedy=f"Use one of {', '.join(_LEVELS)}, or 0, 1, 2, 3, 99"
@@ -216,37 +245,42 @@ class SessionOptions:
             value = _level(value)
         elif name == "execution_mode":
             value = _mode(value)
-        elif name == "partitioning" and value not in _PARTITIONING:
+        elif name == "partitioning" and not (isinstance(value, str) and value in _PARTITIONING):
             raise InvalidArgument(
                 f"partitioning is {value!r}{suggest(str(value), _PARTITIONING)}",
                 remedy=f"Use one of {', '.join(_PARTITIONING)}",
             )
-        elif name == "tuning" and value not in TUNING:
+        elif name == "tuning" and not (isinstance(value, str) and value in TUNING):
             raise InvalidArgument(
                 f"tuning is {value!r}{suggest(str(value), TUNING)}", remedy=f"Use one of {', '.join(TUNING)}"
             )
-        elif name == "tuning_budget" and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
-            raise InvalidArgument(f"tuning_budget is {value!r}", remedy="Give a number of seconds")
-        elif name == "tuning_file" and value is not None and not isinstance(value, (str, os.PathLike)):
-            raise InvalidArgument(f"tuning_file is {value!r}", remedy="Give a path, or None")
-        elif name == "optimized_model_filepath" and not isinstance(value, (str, os.PathLike)):
-            raise InvalidArgument(f"{name} is {value!r}", remedy="Give the path of a file to write")
+        elif name == "tuning_budget":
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:  # NaN, too
+                raise InvalidArgument(f"tuning_budget is {value!r}", remedy="Give a number of seconds")
+        elif name == "tuning_file" and value is not None:
+            caches.checked(name, value, "Give a path, or None")
+        elif name == "optimized_model_filepath" and not (isinstance(value, str) and not value):
+            caches.checked(name, value, "Give the path of a file to write")
+        elif name == "cache_dir":
+            caches.checked_folder(value)
         elif name == "pins":
             if not isinstance(value, Mapping) or not all(isinstance(t, str) for kv in value.items() for t in kv):
                 raise InvalidArgument(f"pins is {value!r}", remedy='Give a dictionary: {"op:Conv": "opencl:0"}')
             value = dict(value)
-        elif name in ("disabled_optimizers", "transformers"):
-            if isinstance(value, str) or not isinstance(value, Iterable):
-                raise InvalidArgument(f"{name} is {value!r}", remedy="Give a list")
-            value = tuple(value)
-        elif name in _LEAST:
-            low = _LEAST[name]
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise InvalidArgument(f"{name} is {value!r}", remedy=f"Give an integer of at least {low}")
-        elif name == "enable_profiling" and not isinstance(value, bool):
+        elif name == "transformers":
+            value = _items(name, value)
+        elif name == "disabled_optimizers":
+            value = _items(name, value)
+            if not all(isinstance(n, str) for n in value):
+                raise InvalidArgument(f"{name} is {value!r}", remedy="Give a list of names")
+        elif name in _RANGES:
+            check_integer(name, value)
+        elif name in ("enable_profiling", "strict") and not isinstance(value, bool):
             raise InvalidArgument(f"{name} is {value!r}", remedy="Give True or False")
-        elif name in ("logid", "profile_file_prefix") and not isinstance(value, str):
+        elif name == "logid" and not isinstance(value, str):
             raise InvalidArgument(f"{name} is {value!r}", remedy="Give a string")
+        elif name == "profile_file_prefix":
+            check_prefix(value)
         object.__setattr__(self, name, value)
 
     def add_transformer(self, transformer: Any) -> None:

@@ -74,8 +74,9 @@ def provider_class(name: str) -> type[Provider]:
             return _loaded[name]
         found = [e for e in _entry_points() if e.name == name]
         if not found:
+            plain = name.removesuffix("ExecutionProvider").lower()  # ONNX Runtime's names
             raise InvalidArgument(
-                f"no provider is called {name!r}{suggest(name, names())}",
+                f"no provider is called {name!r}{suggest(plain, names())}",
                 provider=name,
                 remedy=f"Installed are {', '.join(names())}; another one comes with a package of its own",
             )
@@ -133,6 +134,12 @@ def parse(providers: Sequence[Any], provider_options: Sequence[Mapping[str, Any]
     """
     if isinstance(providers, str) or not isinstance(providers, Sequence):
         raise InvalidArgument(f"providers is {providers!r}", remedy='Give a list: providers=["opencl", "cpu"]')
+    if provider_options is not None and not (
+        isinstance(provider_options, Sequence) and all(isinstance(o, Mapping) for o in provider_options)
+    ):
+        raise InvalidArgument(
+            f"provider_options is {provider_options!r}", remedy="Give a list with a dictionary for each provider"
+        )
     if provider_options is not None and len(provider_options) != len(providers):
         raise InvalidArgument(
             f"{len(providers)} providers and {len(provider_options)} provider_options",
@@ -147,8 +154,8 @@ def parse(providers: Sequence[Any], provider_options: Sequence[Mapping[str, Any]
             options = {**options, **provider_options[position]}
         if not isinstance(entry, str):
             raise InvalidArgument(f"a provider is {entry!r}", remedy='Use "name", "name:index" or ("name", {options})')
-        name, _, index = entry.partition(":")
-        if index and not index.isdigit():
+        name, colon, index = entry.partition(":")
+        if colon and not (index.isdecimal() and len(index) < 10):
             raise InvalidArgument(f"a provider is {entry!r}", remedy='An index is a number: "opencl:1"')
         request = Request(name, int(index) if index else None, options)
         if any((r.name, r.index, r.options) == (request.name, request.index, request.options) for r in requests):
@@ -166,7 +173,7 @@ def open_provider(request: Request) -> Provider:
     for option in request.options:
         if option not in cls.options:
             raise InvalidArgument(
-                f"{request.name} has no option {option!r}{suggest(option, cls.options)}",
+                f"{request.name} has no option {option!r}{suggest(str(option), cls.options)}",
                 provider=request.name,
                 remedy=f"Its options are {', '.join(cls.options) or 'none'}",
             )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gpurt.errors import InvalidArgument, Unsupported, suggest
+from gpurt.options import check_integer, check_prefix
 
 SHRINK: Final = "memory.enable_memory_arena_shrinkage"
 
@@ -77,13 +78,13 @@ class RunOptions:
         if name in ("terminate", "enable_profiling"):
             if not isinstance(value, bool):
                 raise InvalidArgument(f"{name} is {value!r}", remedy="Give True or False")
-        elif name in ("logid", "profile_file_prefix"):
+        elif name == "profile_file_prefix":
+            check_prefix(value)
+        elif name == "logid":
             if not isinstance(value, str):
                 raise InvalidArgument(f"{name} is {value!r}", remedy="Give a string")
         else:
-            low = -1 if name == "log_severity_level" else 0
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise InvalidArgument(f"{name} is {value!r}", remedy=f"Give an integer of at least {low}")
+            check_integer(name, value)
         object.__setattr__(self, name, value)
 
     def add_run_config_entry(self, key: str, value: str) -> None:

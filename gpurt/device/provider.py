@@ -98,7 +98,7 @@ class DeviceProvider(Provider, DeviceMemory):
         }
         make = partial(_arena, driver, device, self.info, terms)
         over = options.get("over_budget", "layers")
-        if over not in ("layers", "stream"):
+        if not (isinstance(over, str) and over in ("layers", "stream")):
             raise InvalidArgument(f"over_budget is {over!r}", provider=self.name, remedy="Use layers or stream")
         self.streams_weights = over == "stream"
         shared = options.get("share_arena", False)
@@ -252,7 +252,7 @@ def _nbytes(options: Mapping[str, Any], name: str) -> int | None:
 
 def _persistent(options: Mapping[str, Any], info: DeviceInfo) -> bool:
     wanted = options.get("persistent_kernels", "auto")
-    if wanted not in ("auto", True, False):
+    if not isinstance(wanted, bool) and not (isinstance(wanted, str) and wanted == "auto"):
         raise InvalidArgument(f"persistent_kernels is {wanted!r}", remedy="Give auto, True or False")
     possible = info.shares_host and info.kernel_class == "cpu"
     return possible and (info.sleeps if wanted == "auto" else bool(wanted))

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 
-from gpurt.errors import Fail, InvalidArgument, InvalidProtobuf, NoSuchFile
+from gpurt.errors import Fail, GpurtError, InvalidArgument, InvalidProtobuf, NoSuchFile
 from gpurt.loader.contents import Contents, take
 
 _PROTOBUF_LIMIT = 2**31 - 1  # protobuf cannot hold more in one message
@@ -60,6 +60,8 @@ def _read_file(path: Path) -> tuple[bytes, Contents]:
         raise NoSuchFile(f"no model at {str(path)!r}", remedy="Check the path") from None
     except NotADirectoryError:
         raise NoSuchFile(f"no model at {str(path)!r}: a part of the path is a file", remedy="Check the path") from None
+    except GpurtError:
+        raise
     except ValueError as error:
         raise InvalidArgument(f"{str(path)!r} cannot be a path: {error}") from error
     except OSError as error:

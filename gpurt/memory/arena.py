@@ -58,7 +58,7 @@ class RegionArena:
         max_extend: int | None = None,
         name: str = "device",
     ) -> None:
-        if strategy not in STRATEGIES:
+        if not (isinstance(strategy, str) and strategy in STRATEGIES):
             raise InvalidArgument(
                 f"arena_extend_strategy is {strategy!r}", remedy=f"Use one of {', '.join(STRATEGIES)}"
             )

@@ -224,6 +224,6 @@ def check_names(disabled: Iterable[str], known: Iterable[str]) -> None:
     for name in disabled:
         if name not in known:
             raise InvalidArgument(
-                f"disabled_optimizers names {name!r}, which is no optimization{suggest(name, known)}",
+                f"disabled_optimizers names {name!r}, which is no optimization{suggest(str(name), known)}",
                 remedy=f"There are {', '.join(known)}",
             )

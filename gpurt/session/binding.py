@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -176,7 +177,13 @@ class IOBinding:
     def _at(self, device_type: str, device_id: int, kind: Any, shape: Sequence[int], pointer: int) -> Tensor:
         dtype = element_type(kind)
         space = self._residence.space(_device(device_type, device_id))
-        shape = tuple(int(d) for d in shape)
+        try:
+            shape, pointer = tuple(map(operator.index, shape)), operator.index(pointer)
+        except TypeError as e:
+            raise InvalidArgument(
+                f"memory at {pointer!r} for {dtype} of shape {shape!r}",
+                remedy="Give an address, a shape and numbers that are integers",
+            ) from e
         count = math.prod(shape)
         if dtype.kind == "O" or any(d < 0 for d in shape) or (pointer <= 0 and count):
             raise InvalidArgument(

@@ -53,6 +53,13 @@ def check_names(names: Iterable[str], inputs: Sequence[GraphInput]) -> None:
             )
 
 
+def check_mapping(feeds: Any, inputs: Sequence[GraphInput]) -> None:
+    """Raise InvalidArgument for feeds that are no dictionary, and for names that are none of the model's inputs."""
+    if not isinstance(feeds, Mapping):
+        raise InvalidArgument(f"the feeds are a {type(feeds).__name__}", remedy='Give a dictionary: {"x": array}')
+    check_names(feeds, inputs)
+
+
 def check_feeds(feeds: Mapping[str, Any], inputs: Sequence[GraphInput], optional: frozenset[str]) -> dict[str, Any]:
     """Feeds as the runtime wants them: native byte order, C-contiguous arrays on the host.
 
@@ -60,9 +67,7 @@ def check_feeds(feeds: Mapping[str, Any], inputs: Sequence[GraphInput], optional
 
     Raises InvalidArgument.
     """
-    if not isinstance(feeds, Mapping):
-        raise InvalidArgument(f"the feeds are a {type(feeds).__name__}", remedy='Give a dictionary: {"x": array}')
-    check_names(feeds, inputs)
+    check_mapping(feeds, inputs)
     checked: dict[str, Any] = {}
     for info in inputs:
         if info.name not in feeds:

@@ -72,8 +72,8 @@ def optimize_file(
     wanted = GraphOptimizationLevel(level) if isinstance(level, int) else _LEVELS.get(level)
     if wanted is None or wanted not in _LEVELS.values():
         raise InvalidArgument(
-            f"a file cannot hold a model of level {level!r}: layouts are chosen for the device that loads it",
-            remedy=f"Use one of {', '.join(_LEVELS)}",
+            f"a file is not written at level {level!r}",
+            remedy=f"Use one of {', '.join(_LEVELS)}; layouts are chosen for the device that loads the file",
         )
     loaded = load(source)
     before = sum(1 for _ in loaded.model.graph.all_nodes())

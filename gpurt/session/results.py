@@ -20,8 +20,8 @@ def positions(output_names: Sequence[str] | None, outputs: Sequence[GraphInput])
     known = [o.name for o in outputs]
     if output_names is None:
         return list(range(len(known)))
-    if isinstance(output_names, str):
-        raise InvalidArgument(f"output_names is the string {output_names!r}", remedy="Give a list of names or None")
+    if isinstance(output_names, str) or not isinstance(output_names, Iterable):
+        raise InvalidArgument(f"output_names is {output_names!r}", remedy="Give a list of names or None")
     for name in output_names:
         if name not in known:
             raise InvalidArgument(

@@ -34,7 +34,7 @@ from gpurt.session.binding import IOBinding
 from gpurt.session.collecting import uncollected
 from gpurt.session.dry_run import NotCompiled, check_shapes, predict
 from gpurt.session.explain import Explanation, explain
-from gpurt.session.feeds import check_feeds, open_sizes
+from gpurt.session.feeds import check_feeds, check_mapping, open_sizes
 from gpurt.session.lanes import parallel
 from gpurt.session.offline import write
 from gpurt.session.opening import asked, check_strict, open_providers, set_threads, with_settings
@@ -269,6 +269,7 @@ class InferenceSession(Signature):
     ) -> list[Any]:
         """Run with Tensors in and Tensors out: as run, with all outputs on one device of the session."""
         binding = self.io_binding()
+        check_mapping(input_dict_ort_values, self._inputs)
         for name, value in input_dict_ort_values.items():
             binding.bind_ortvalue_input(name, value)
         names = [self._outputs[i].name for i in positions(output_names, self._outputs)]

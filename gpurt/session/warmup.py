@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,12 +39,21 @@ def zeros(shapes: Shapes, inputs: Sequence[GraphInput], optional: frozenset[str]
         elif info.type.startswith("tensor(") and (given is not None or info.name not in optional):
             dtype = from_name(info.type[len("tensor(") : -1])
             shape = _shape(info, given)
-            feeds[info.name] = np.full(shape, "", object) if dtype.kind == "O" else np.zeros(shape, dtype)
+            feeds[info.name] = _array(info.name, shape, dtype)
         elif given is not None or not (info.name in optional or info.type.startswith("optional")):
             raise InvalidArgument(
                 f"input {info.name!r} is a {info.type}", remedy="Warm such a model up with a call of run"
             )
     return feeds
+
+
+def _array(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    try:
+        return np.full(shape, "", object) if dtype.kind == "O" else np.zeros(shape, dtype)
+    except (MemoryError, ValueError, OverflowError) as e:  # ValueError: more than NumPy can count
+        raise InvalidArgument(
+            f"the shape of {name!r} is {shape}, for which there is no memory: {e}", remedy="Give smaller sizes"
+        ) from e
 
 
 def _shape(info: GraphInput, given: Sequence[int] | None) -> tuple[int, ...]:
@@ -52,8 +62,8 @@ def _shape(info: GraphInput, given: Sequence[int] | None) -> tuple[int, ...]:
         text = "unknown" if shape is None else f"[{', '.join('?' if n is None else str(n) for n in shape)}]"
         raise InvalidArgument(f"the shape of input {info.name!r} is {text}", remedy=f"Give {info.name!r} a shape")
     try:
-        sizes = tuple(int(n) for n in shape)  # type: ignore[union-attr, arg-type]
-    except (TypeError, ValueError):
+        sizes = tuple(map(operator.index, shape))  # type: ignore[arg-type]
+    except TypeError:
         sizes = (-1,)
     if any(n < 0 for n in sizes):
         raise InvalidArgument(f"the shape of {info.name!r} is {given!r}", remedy="Give a tuple of sizes")

@@ -52,7 +52,12 @@ def device_of(value: Any) -> str | None:
     if isinstance(value, np.ndarray):
         return None
     if hasattr(value, "__dlpack_device__"):
-        kind, index = value.__dlpack_device__()
+        try:
+            kind, index = value.__dlpack_device__()
+        except Exception as e:  # of another library, or a class in place of an array
+            raise InvalidArgument(
+                f"a {type(value).__name__} does not say where it is: {e}", remedy="Give an array"
+            ) from e
         return None if int(kind) in _HOST else f"{_NAMES.get(int(kind), f'DLPack device type {int(kind)}')}:{index}"
     if is_pyopencl(value):
         return "opencl"

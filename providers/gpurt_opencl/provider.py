@@ -43,7 +43,7 @@ class OpenCLProvider(DeviceProvider):
     def open(cls, index: int | None, options: Mapping[str, Any]) -> Provider:
         """Open by index in probe's order, or the first device that platform and device match."""
         kernel_class = options.get("kernel_class", "auto")
-        if kernel_class not in ("auto", "gpu", "cpu"):
+        if not (isinstance(kernel_class, str) and kernel_class in ("auto", "gpu", "cpu")):
             raise InvalidArgument(f"kernel_class is {kernel_class!r}", provider="opencl", remedy="Use auto, gpu or cpu")
         zero_copy = options.get("zero_copy", True)
         if not isinstance(zero_copy, bool):

@@ -112,6 +112,8 @@ def test_run(model: str) -> None:
         (["run", "MODEL", "--providers", "cpu", "--shape", "x=a"], "name=1,3,224,224"),
         (["run", "MODEL", "--providers", "cpu", "--shape", "z=1"], "no input is called 'z'"),
         (["run", "MODEL", "--providers", "cpu", "--shape", "x=4,5"], "x"),
+        (["run", "MODEL", "--providers", "cpu", "--shape", "x=999999999999999,3"], "smaller --shape"),
+        (["optimize", "MODEL", "o.onnx", "--level", "layout"], "basic, extended"),
     ],
 )
 def test_errors_are_a_message_and_status_1(model: str, args: list[str], words: str) -> None:
@@ -121,6 +123,20 @@ def test_errors_are_a_message_and_status_1(model: str, args: list[str], words: s
     assert "error:" in told
     assert words in told
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "option"),
+    [
+        (["run", "MODEL", "--seed", "-1"], "--seed"),
+        (["run", "MODEL", "--repeat", "0"], "--repeat"),
+        (["tune", "MODEL", "--output", "."], "--output"),
+    ],
+)
+def test_a_wrong_value_of_an_option_is_told_before_anything_is_done(model: str, args: list[str], option: str) -> None:
+    result = invoke(*[model if a == "MODEL" else a for a in args])
+    assert result.exit_code == 2
+    assert option in result.stderr
 
 
 @pytest.mark.usefixtures("broken")

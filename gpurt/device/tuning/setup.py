@@ -128,7 +128,7 @@ _LOCK_TUNER = threading.RLock()  # one measurement at a time
 def tuning_for(info: DeviceInfo, options: Mapping[str, Any]) -> Tuning:
     """The tuning of a device as the provider options say. Raises InvalidArgument and NoSuchFile."""
     mode = options.get("tuning", "cached")
-    if mode not in TUNING:
+    if not (isinstance(mode, str) and mode in TUNING):
         raise InvalidArgument(
             f"tuning is {mode!r}{suggest(str(mode), TUNING)}", remedy=f"Use one of {', '.join(TUNING)}"
         )
@@ -136,7 +136,7 @@ def tuning_for(info: DeviceInfo, options: Mapping[str, Any]) -> Tuning:
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget >= 0:
         raise InvalidArgument(f"tuning_budget is {budget!r}", remedy="Give a number of seconds")
     given = options.get("tuning_file")
-    extra = [] if given is None or mode == "off" else _shipped(given)
+    extra = [] if given is None or mode == "off" else _shipped(caches.checked("tuning_file", given))
     return Tuning(info, mode, caches.folder(options.get("cache_dir")), extra, float(budget))
 
 
@@ -148,7 +148,10 @@ def _shipped(given: str | os.PathLike[str]) -> list[Table]:
             f"tuning_file {os.fspath(given)!r} is not there", remedy="Write it with gpurt tune --output"
         ) from e
     except OSError as e:
-        raise InvalidArgument(f"tuning_file {os.fspath(given)!r} cannot be read: {e}") from e
+        raise InvalidArgument(
+            f"tuning_file {os.fspath(given)!r} cannot be read: {e.strerror or e}",
+            remedy="Give a file of gpurt tune --output",
+        ) from e
 
 
 def _digest(info: DeviceInfo) -> str:
