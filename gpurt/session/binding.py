@@ -227,4 +227,8 @@ class IOBinding:
 
 
 def _device(device_type: str, device_id: int) -> str:
+    if not isinstance(device_type, str) or not hasattr(device_id, "__index__"):
+        raise InvalidArgument(
+            f"a device is {device_type!r} with the number {device_id!r}", remedy='Give "cuda" and 0, or "cuda:0"'
+        )
     return device_type if ":" in device_type or device_type == "cpu" else f"{device_type}:{device_id}"

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 import onnx_ir as ir
 
 from gpurt.errors import Fail, InvalidArgument, suggest
@@ -33,12 +34,17 @@ class NotCompiled:
 def check_shapes(shapes: Mapping[str, Sequence[int]], inputs: Sequence[GraphInput]) -> None:
     """Shapes to reckon with must fit the model's inputs; raises InvalidArgument."""
     known = {i.name: i for i in inputs}
+    if not isinstance(shapes, Mapping):
+        raise InvalidArgument(f"expected_shapes is {shapes!r}", remedy='Give {"x": (1, 3, 224, 224)}')
     for name, shape in shapes.items():
         if name not in known:
             raise InvalidArgument(
                 f"the model has no input {name!r}{suggest(str(name), known)}",
                 remedy=f"Its inputs are {', '.join(known) or 'none'}",
             )
+        sizes = isinstance(shape, Sequence) and all(isinstance(n, (int, np.integer)) and n >= 0 for n in shape)
+        if not sizes:
+            raise InvalidArgument(f"the shape of {name!r} is {shape!r}", remedy="Give a tuple of sizes")
         declared = known[name].shape
         if declared is not None and (
             len(declared) != len(shape)

@@ -73,7 +73,7 @@ def optimize_file(
     if wanted is None or wanted not in _LEVELS.values():
         raise InvalidArgument(
             f"a file is not written at level {level!r}",
-            remedy=f"Use one of {', '.join(_LEVELS)}; layouts are chosen for the device that loads the file",
+            remedy=f"Use one of {', '.join(_LEVELS)}; layouts are chosen for the device that loads it",
         )
     loaded = load(source)
     before = sum(1 for _ in loaded.model.graph.all_nodes())

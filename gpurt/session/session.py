@@ -91,7 +91,8 @@ class InferenceSession(Signature):
         self._profile = Profile() if options.enable_profiling else None
         self._workers = Workers()
         with logs.scope(self._scope), uncollected():
-            self._create(path_or_bytes, options, providers, provider_options, dry_run, expected_shapes or {})
+            shapes = {} if expected_shapes is None else expected_shapes
+            self._create(path_or_bytes, options, providers, provider_options, dry_run, shapes)
 
     def _create(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -70,7 +71,10 @@ class Tensor:
             dtype: NumPy dtype, ONNX name or ONNX number of the element type.
             device: ``"cpu"``, or a device as in ``providers``.
         """
-        shape = tuple(int(d) for d in shape)
+        try:
+            shape = tuple(map(operator.index, shape))
+        except TypeError as e:
+            raise InvalidArgument(f"a shape is {shape!r}", remedy="Give a tuple of integers") from e
         if any(d < 0 for d in shape):
             raise InvalidArgument(f"a shape is {list(shape)}", remedy="Dimensions are 0 or more")
         return cls._new(element_type(dtype), shape, device)

@@ -144,6 +144,30 @@ def test_options_that_do_not_fit_the_session(options, words):
         gpurt.InferenceSession(relu(), gpurt.SessionOptions(**options), providers=["cpu"])
 
 
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        (3, "expected_shapes is 3"),
+        ([], "expected_shapes is []"),
+        ({"z": (1, 3)}, "no input 'z'"),
+        ({"x": 3}, "the shape of 'x' is 3"),
+        ({"x": ("a", 3)}, "the shape of 'x' is ('a', 3)"),
+        ({"x": (-1, 3)}, "the shape of 'x' is (-1, 3)"),
+        ({"x": (1, 4)}, "does not fit"),
+    ],
+)
+def test_expected_shapes(shapes, words):
+    with pytest.raises(gpurt.InvalidArgument, match=re.escape(words)) as e:
+        gpurt.InferenceSession(relu(), providers=["cpu"], dry_run=True, expected_shapes=shapes)
+    assert e.value.remedy
+
+
+@pytest.mark.parametrize("shape", [3, None, (1.5,), "23", (-1,)])
+def test_shapes_of_tensors(shape):
+    with pytest.raises(gpurt.InvalidArgument, match="a shape is"):
+        gpurt.Tensor.empty(shape)
+
+
 def test_a_folder_in_place_of_a_model(tmp_path):
     with pytest.raises(gpurt.InvalidArgument, match="is a folder") as e:
         gpurt.InferenceSession(tmp_path, providers=["cpu"])
@@ -161,6 +185,8 @@ def test_a_folder_in_place_of_a_model(tmp_path):
         (lambda s: s.run_with_ort_values(None, {"z": X}), "no input 'z'"),
         (lambda s: s.io_binding().bind_input("x", "cpu", 0, np.float32, (2, 3), "a"), "memory at 'a'"),
         (lambda s: s.io_binding().bind_input("x", "cpu", 0, np.float32, 6, X.ctypes.data), "of shape 6"),
+        (lambda s: s.io_binding().bind_output("y", 3), "a device is 3"),
+        (lambda s: s.io_binding().bind_output("y", "opencl", "a"), "number 'a'"),
         (lambda s: s.run_with_iobinding(None), "not of this session"),
         (lambda s: s.warmup({"x": "23"}), "shape of 'x'"),
         (lambda s: s.warmup({"x": (10**30, 3)}), "'x'"),
