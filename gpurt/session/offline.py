@@ -69,8 +69,8 @@ def optimize_file(
         InvalidArgument: a level or file that will not do.
         NotImplemented: the model cannot be said in the opset.
     """
-    wanted = GraphOptimizationLevel(level) if isinstance(level, int) else _LEVELS.get(level)
-    if wanted is None or wanted not in _LEVELS.values():
+    wanted = next((number for name, number in _LEVELS.items() if level in (name, number)), None)
+    if wanted is None:
         raise InvalidArgument(
             f"a file is not written at level {level!r}",
             remedy=f"Use one of {', '.join(_LEVELS)}; layouts are chosen for the device that loads it",

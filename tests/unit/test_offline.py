@@ -144,7 +144,7 @@ def test_bodies_are_written_too(tmp_path):
         np.testing.assert_allclose(after.run(None, feeds)[0], before.run(None, feeds)[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("level", ["layout", "all", "best", 99])
+@pytest.mark.parametrize("level", ["layout", "all", "best", 99, 7])
 def test_levels_of_a_device_are_refused(source, tmp_path, level):
     with pytest.raises(gpurt.InvalidArgument, match="chosen for the device that loads it"):
         optimize_file(source, tmp_path / "o.onnx", level=level)
