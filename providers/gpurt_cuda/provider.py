@@ -88,10 +88,9 @@ class CudaProvider(DeviceProvider):
     @classmethod
     def open(cls, index: int | None, options: Mapping[str, Any]) -> Provider:
         """Open by index; the default is 0."""
-        if options.get("kernel_class", "auto") not in ("auto", "gpu"):
-            raise InvalidArgument(
-                f"kernel_class is {options['kernel_class']!r}", provider="cuda", remedy="Use auto or gpu"
-            )
+        kernel_class = options.get("kernel_class", "auto")
+        if not (isinstance(kernel_class, str) and kernel_class in ("auto", "gpu")):
+            raise InvalidArgument(f"kernel_class is {kernel_class!r}", provider="cuda", remedy="Use auto or gpu")
         if not isinstance(options.get("use_tf32", False), bool):
             raise InvalidArgument(f"use_tf32 is {options['use_tf32']!r}", provider="cuda", remedy="Use True or False")
         count = device_count()
