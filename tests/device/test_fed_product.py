@@ -109,10 +109,10 @@ def test_other_precisions(provider: DeviceProvider, dtype: type) -> None:
 
 
 def images(between: list[onnx.NodeProto], weights: dict[str, np.ndarray], **attributes: Any) -> onnx.ModelProto:
-    """A convolution, what stands behind it, and another one of `w`."""
+    """A convolution, what stands behind it, and another one of `w`; `q` is an output, so it is nobody's epilogue."""
     inputs = {"x": f(2, 8, 14, 14), "g": f(2, 24, 1, 1)}
     nodes = [n("Conv", ["x", "v"], ["c"]), *between, n("Conv", ["b", "w", "k"], ["y"], **attributes)]
-    return model(nodes, inputs, {"v": f(24, 8, 1, 1), "k": f(20), **weights})
+    return model(nodes, inputs, {"v": f(24, 8, 1, 1), "k": f(20), **weights}, ("y", "q"))
 
 
 AFFINE = [n("Abs", ["c"], ["p"]), n("MaxPool", ["p"], ["q"], kernel_shape=[2, 2]), n("Mul", ["q", "s"], ["r"]),
