@@ -119,7 +119,7 @@ def measure(path: pathlib.Path, provider: str, runs: int) -> Row:
     clock = _Clock()
     for state in states:
         state._steps = [_silent(step, bound) for step, bound in state._steps]
-        state._ops = clock.around(state._steps, plain(state._steps))
+        state._ops = clock.around(state._steps, plain(state._steps, state._memories))
     session.run(None, feeds)  # host units compute
     site.memories[:] = [None if m is None else cast("DeviceMemory", _Idle(m)) for m in site.memories]
     least = around = math.inf
