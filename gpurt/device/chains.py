@@ -52,13 +52,25 @@ def chains(
     made = None if prologue is None else prologue.over(r, inner)
     text, data = made or ("", [x])
     found = Chains("", data, kind=" prologue" if made else "")
-    if epilogue is not None and epilogue.fits(columns):
-        more, args = epilogue.functions()
-        text += more
-        found.results = [i64(0), *args]
+    more, found.results = behind(epilogue, columns)
+    if found.results:
         found.kind += " epilogue"
-    found.text = chained_text(text, "chains.h")
+    found.text = chained_text(text + more, "chains.h")
     return found
+
+
+def behind(epilogue: Epilogue | None, columns: int, first: int = 0) -> tuple[str, list[Ref | np.generic]]:
+    """Functions of what follows a kernel's results, and the arguments for EPILOGUE_PARAMS; none where it does not fit.
+
+    Args:
+        epilogue: notes as used that the kernel takes it.
+        columns: see chains.
+        first: position in the epilogue's result of the kernel's first one.
+    """
+    if epilogue is None or not epilogue.fits(columns):
+        return "", []
+    text, args = epilogue.functions()
+    return text, [i64(first), *args]
 
 
 def chained_text(functions: str, *files: str) -> str:

@@ -21,7 +21,7 @@ MOST_INPUTS: Final = 16
 MOST_NODES: Final = 32
 FOLDED: Final = ("Slice", "Split", "Transpose")
 """Operators whose results elementwise nodes read where they are."""
-Shape = Sequence[int | str | None] | None
+_Shape = Sequence[int | str | None] | None
 _SCALED: Final = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -38,19 +38,20 @@ def groups(host: Host, partition: GraphView) -> Sequence[DeviceUnit | tuple[Node
                 readers.setdefault(v.name, set()).add(number)
     kept = {v.name for v in partition.outputs}
     by_result: dict[str, list[int]] = {}  # result of a group -> numbers of its nodes, in order
-    makers = _makers(partition)
+    makers = {v.name: number for number, node in enumerate(partition.nodes) for v in node.outputs if v is not None}
+    whole = set(kept)  # what no group takes in: also what is better computed behind a product
 
     for number, node in enumerate(partition.nodes):
         if not _fusable(host, node):
             continue
         members = {number}
-        apart = _apart(host, partition, node, by_result, makers, readers, kept)
-        while (name := _absorbable(host, partition, members, by_result, readers, kept | apart)) is not None:
+        whole |= _apart(host, partition, node, by_result, makers, readers, kept)
+        while (name := _absorbable(host, partition, members, by_result, readers, whole)) is not None:
             members |= set(by_result.pop(name))
         by_result[node.outputs[0].name] = sorted(members)  # type: ignore[union-attr]
 
     by_last = {members[-1]: members for members in by_result.values()}
-    heads = _heads(host, partition, list(by_last.values()), readers, kept)
+    heads = _heads(host, partition, list(by_last.values()), makers, readers, kept)
     inner = {number for members in by_result.values() for number in members[:-1]} | set(heads.values())
     fed = _fed(host, partition, by_last, heads, readers, kept)
     inner |= {members[-1] for members in fed.values()}
@@ -95,16 +96,16 @@ def _attended(host: Host, nodes: Sequence[NodeView]) -> AttendedUnit:
 
 
 def _heads(
-    host: Host, partition: GraphView, groups: Sequence[Sequence[int]], readers: dict[str, set[int]], kept: set[str]
+    host: Host,
+    partition: GraphView,
+    groups: Sequence[Sequence[int]],
+    makers: dict[str, int],
+    readers: dict[str, set[int]],
+    kept: set[str],
 ) -> dict[int, int]:
     """Last node of a group -> the node whose epilogue it is; where two come into question, the later one."""
-    makers = _makers(partition)
     found = {members[-1]: _possible_heads(host, partition, members, makers, readers, kept) for members in groups}
     return {last: max(heads) for last, heads in found.items() if heads}
-
-
-def _makers(partition: GraphView) -> dict[str, int]:
-    return {v.name: number for number, node in enumerate(partition.nodes) for v in node.outputs if v is not None}
 
 
 def _possible_heads(
@@ -289,7 +290,7 @@ def _apart(
     }
 
 
-def _broadcast(shape: Shape, to: Shape) -> bool:
+def _broadcast(shape: _Shape, to: _Shape) -> bool:
     """Whether a value has fewer elements than another that it is broadcast to, as far as shapes are known."""
     if shape is None or to is None or len(shape) > len(to):
         return False

@@ -52,7 +52,7 @@ def stream_weights(draft: Draft, space: int, memory: DeviceMemory, share: Share)
         if least <= limit:
             break
     demand = Demand(least, sum(sizes.values()) - fixed)
-    spare = share.stays(space, demand)
+    spare = share.stays(space, demand, limit)
     whole = sum(sizes.values()) + turns * _Stream(draft, space, set(), True).peak(memory)
     if whole <= (limit if spare == demand.weights else least + spare):
         return None

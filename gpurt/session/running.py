@@ -54,18 +54,17 @@ def fitted(site: Site, sizes: Callable[[], str], attempt: Callable[[], Answer]) 
 
     Raises what the run raises; OutOfMemory if the last attempt does, and the plans for further runs are as before then.
     """
-    before = site.budget.known()
-    attempts = 0
+    before, attempts = site.budget.demands, 0
     while True:
         attempts += 1
-        known, site.short = site.budget.known(), False
+        known, site.short = site.budget.demands, False
         try:
             answer = attempt()
-            if site.short and not site.budget.knew(known):
+            if site.short and site.budget.demands.keys() != known.keys():
                 site.forget()  # it went well at the expense of plans that are made better now
             return answer
         except OutOfMemory as e:
-            learned = site.budget.known() != known and attempts < MOST_ATTEMPTS
+            learned = site.budget.demands != known and attempts < MOST_ATTEMPTS
             if not learned and not site.budget.tighten():
                 if attempts > 1:
                     site.budget.reset(before)

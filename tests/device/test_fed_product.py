@@ -147,11 +147,14 @@ def test_pointwise_convolutions(
     assert bool([k for k in ran if k.startswith("ew_")]) != fed
 
 
-def test_a_gate_is_computed_behind_the_product_that_it_comes_from(provider: DeviceProvider) -> None:
-    """Once for each row, and not again for each element that it is broadcast to."""
+@pytest.mark.parametrize("activated", [False, True])
+def test_a_gate_is_computed_behind_the_product_that_it_comes_from(provider: DeviceProvider, activated: bool) -> None:
+    """Once for each row, and not again for each element that it is broadcast to; also where the product goes on."""
     inputs = {"x": f(40, 24), "z": f(40, 12)}
     nodes = [n("MatMul", ["z", "v"], ["a"]), n("HardSigmoid", ["a"], ["b"]), n("Mul", ["x", "b"], ["c"]),
-             n("MatMul", ["c", "w"], ["y"])]  # fmt: skip
+             n("Relu", ["c"], ["d"]), n("MatMul", ["d" if activated else "c", "w"], ["y"])]  # fmt: skip
+    if not activated:
+        del nodes[3]
     ran = kernels(provider, model(nodes, inputs, {"v": f(12, 1), "w": f(24, 16)}), inputs)
     assert len(ran) == 2
     assert not [k for k in ran if k.startswith("ew_")]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from gpurt.device.chains import chained_text
+from gpurt.device.chains import behind, chained_text
 from gpurt.device.lowering import Lowering, Ref
-from gpurt.device.scalars import i32, i64
+from gpurt.device.scalars import i32
 from gpurt.device.tiles import Tile
 
 STAGE: Final = 1 << 15
@@ -53,10 +53,9 @@ def fed_product(c: Lowering, product: Fed, tile: Tile) -> bool:
     args = [*args, product.w, product.y]
     if product.bias is not None:
         args.append(product.bias)
-    if c.epilogue is not None and c.epilogue.fits(product.columns):
-        more, operands = c.epilogue.functions()
-        text += more
-        args += [i64(product.y.offset - c.epilogue.begin), *operands]
+    first = 0 if c.epilogue is None else product.y.offset - c.epilogue.begin
+    more, operands = behind(c.epilogue, product.columns, first)
+    args += operands
     tiles, steps = product.panels // tile.vectors, -(-product.rows // tile.rows)
     # What comes before is computed once if an item has all columns; they are shared out where rows are too few.
     parts = min(8 * c.info.compute_units, steps)
@@ -64,7 +63,7 @@ def fed_product(c: Lowering, product: Fed, tile: Tile) -> bool:
     rows = -(-steps // parts) * tile.rows
     numbers = (product.rows, product.columns, product.depth, product.pitch, rows, block, tiles, each)
     c.launch(
-        chained_text(text, "batch.h", "lanes16.h", "panels16.h", "fed_product.cl"),
+        chained_text(text + more, "batch.h", "lanes16.h", "panels16.h", "fed_product.cl"),
         "fed_product",
         [*args, *(i32(v) for v in numbers)],
         [-(-tiles // each), -(-product.rows // rows)],

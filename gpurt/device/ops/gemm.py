@@ -37,7 +37,7 @@ TILES: Final = {
     False: (Tile(4, 1), Tile(5, 1), Tile(6, 1), Tile(2, 2), Tile(3, 2)),
 }
 """Register tiles that tuning tries, by whether the device has vectors of 16."""
-_REPEATED: Final = 4  # tiles of columns up to which computing a prologue again costs less than storing its result
+_REPEATED: Final = 4  # tiles of columns up to which each computes a prologue again: a guess, not measured on a GPU
 _SKINNY: Final = 8  # rows up to which a GPU reads B for every column by itself
 
 

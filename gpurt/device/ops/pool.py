@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpurt.device.chains import chained_text
+from gpurt.device.chains import behind, chained_text
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.epilogue import HEADS
 from gpurt.device.lowering import Lowering, Ref
@@ -18,7 +18,7 @@ from gpurt.device.table import FLOATS, op
 from gpurt.graph.view import NodeView
 from gpurt.infer.shapes import conv_geometry, window_arguments
 
-_OFTEN = 4  # windows that an element is in
+_OFTEN = 4  # windows of one element up to which a prologue is computed in each: more than those of usual pools
 _LINE = 512  # columns: with a half-window of any usual size it stays in the first-level cache
 _LARGER = "((v) > (a) ? (v) : (a))"
 _LOWEST = {"f": "(-INFINITY)", "u": "0", "i": "-128"}
@@ -107,7 +107,7 @@ def pool(c: Lowering) -> None:
                _padded(begins, 0), _padded(limits, 1))  # fmt: skip
     geometry: list[np.generic] = [i32(v) for column in columns for v in column]
     around, given = "", list[Ref | np.generic]([x])
-    if not c.cpu_class:  # on a CPU, finding the places of what a line needs takes longer than the line
+    if not c.cpu_class:  # a CPU's line would be computed again for each row of windows, eight columns at a time
         around, given = windowed(c, x, (x.shape[-1], 1), kernel, strides)
     given.append(y)
     wants_places = node.op_type == "MaxPool" and c.wants(1)
@@ -121,11 +121,9 @@ def pool(c: Lowering) -> None:
         geometry += [i64(v) for v in steps]
     if not wants_places and max(dilations) == 1 and len(kernel) <= 2 and max(kernel) <= 3:
         defines["TAPS_H"], defines["TAPS_W"] = _padded(kernel, 1)[1:]
-    if c.epilogue is not None and acc == F32 and c.epilogue.fits(1):
-        more, operands = c.epilogue.functions()
-        around += more
-        given += [i64(0), *operands]
-    body = chained_text(around, "chains.h", "pool.cl")
+    more, results = behind(c.epilogue if acc == F32 else None, 1)
+    given += results
+    body = chained_text(around + more, "chains.h", "pool.cl")
     args: Args
     if c.cpu_class:
         if not wants_places and dilations[-1] * (kernel[-1] - 1) < _LINE // 2 and strides[-1] <= _LINE // 2:

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-import gpurt_kernels
+from gpurt.device.chains import behind, chained_text
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.epilogue import HEADS
 from gpurt.device.lowering import Lowering, Ref
@@ -17,7 +17,7 @@ from gpurt.device.ops.conv_shape import Geometry, geometry
 from gpurt.device.ops.fed_product import Fed, fed_product
 from gpurt.device.ops.gemm import I32_MAX
 from gpurt.device.prologue import FED, PRODUCTS
-from gpurt.device.scalars import i32, i64
+from gpurt.device.scalars import i32
 from gpurt.device.table import op
 from gpurt.device.tiles import LANES, Tile, candidates, tile_for
 from gpurt.device.views import BESIDE, row_of
@@ -75,16 +75,16 @@ def geometry_of(node: NodeView, x: tuple[int, ...], w: tuple[int, ...]) -> Geome
 def _direct(c: Lowering, g: Geometry, x: Ref, y: Ref, bias: Ref | None) -> None:
     channels, filters = g.channels // g.group, g.filters // g.group
     pixels = g.n * g.pixels
-    tile = _tile(c, (g.group, pixels, filters, g.k))
+    pointwise = all(v == 1 for v in (*g.kernel, *g.stride)) and not any(g.begin) and not any(g.end)
+    feeding = pointwise and g.group == 1 and c.prologue is not None
+    tile = _tile(c, (g.group, pixels, filters, g.k), " prologue" if feeding else "")
     panels = -(-filters // (LANES * tile.vectors)) * tile.vectors
     w = c.packed(
         1, f"{g.group} groups of {panels} panels, channels last", partial(_panels, group=g.group, count=panels)
     )
     if w is None:
         raise Refused("Conv with channels last and filters that are computed")
-    pointwise = all(v == 1 for v in (*g.kernel, *g.stride)) and not any(g.begin) and not any(g.end)
-    fed = Fed(pixels, filters, channels, w, panels, y, row_of(y), bias)
-    if pointwise and g.group == 1 and fed_product(c, fed, tile):
+    if feeding and fed_product(c, Fed(pixels, filters, channels, w, panels, y, row_of(y), bias), tile):
         return
     tiles = panels // tile.vectors
     # Filters are read once by an item, so its rows are all pixels, unless that leaves cores without work.
@@ -92,16 +92,12 @@ def _direct(c: Lowering, g: Geometry, x: Ref, y: Ref, bias: Ref | None) -> None:
     parts = max(items // (tiles * g.group), 1)
     rows = -(-pixels // (parts * tile.rows)) * tile.rows
     zeros = c.constant(np.zeros(max(g.kernel[2] * channels, LANES), np.float32))
-    text, args = "", list[Ref | np.generic]([x, w, zeros, y])
-    if bias is not None:
-        args.append(bias)
-    if c.epilogue is not None and c.epilogue.fits(g.filters):
-        text, more = c.epilogue.text()
-        args += [i64(0), *more]
+    text, results = behind(c.epilogue, g.filters)
+    args = [x, w, zeros, y, *([] if bias is None else [bias]), *results]
     numbers = (*g.size[1:], g.channels, *g.out[1:], row_of(y), channels, filters, panels, *g.kernel[1:], *g.stride[1:],
              *g.dilation[1:], *g.begin[1:], pixels, rows)  # fmt: skip
     c.launch(
-        text + "".join(gpurt_kernels.text(n) for n in ("batch.h", "lanes16.h", "panels16.h", "conv_last.cl")),
+        chained_text(text, "batch.h", "lanes16.h", "panels16.h", "conv_last.cl"),
         "conv_last",
         [*args, *(i32(v) for v in numbers)],
         [tiles, -(-pixels // rows), g.group],
@@ -115,12 +111,12 @@ def _direct(c: Lowering, g: Geometry, x: Ref, y: Ref, bias: Ref | None) -> None:
     )
 
 
-def _tile(c: Lowering, sizes: tuple[int, int, int, int]) -> Tile:
+def _tile(c: Lowering, sizes: tuple[int, int, int, int], before: str) -> Tile:
     """The register tile for groups, pixels, filters of a group and products of a sum: measured, or by the heuristic."""
     _, pixels, filters, _ = sizes
     known = [tuple(t) for t in candidates(filters, c.info.vector_width)]
     default, _ = tile_for(pixels, filters, c.info.vector_width)
-    kind = "float32" if c.epilogue is None else "float32 epilogue"
+    kind = f"float32{before}{'' if c.epilogue is None else ' epilogue'}"
     return Tile(*c.choose("conv_last.tile", sizes, known, tuple(default), kind))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpurt.device.chains import chained_text
+from gpurt.device.chains import behind, chained_text
 from gpurt.device.driver import DeviceInfo
 from gpurt.device.epilogue import HEADS
 from gpurt.device.lowering import Lowering
@@ -11,7 +11,7 @@ from gpurt.device.ops.channels_last.depthwise import lanes_of, rows_each
 from gpurt.device.ops.conv_shape import three
 from gpurt.device.ops.pool import windowed
 from gpurt.device.prologue import FED
-from gpurt.device.scalars import i32, i64
+from gpurt.device.scalars import i32
 from gpurt.device.table import op
 from gpurt.device.views import BESIDE, row_of
 from gpurt.graph.channels_last import DOMAIN
@@ -45,15 +45,11 @@ def pool(c: Lowering) -> None:
     numbers = (*size[1:], channels, row_of(y), *out[1:], *taps[1:], *three(strides, 1)[1:], *three(dilations, 1)[1:],
                *three(begins, 0)[1:], *limits[1:], rows, per)  # fmt: skip
     text, data = windowed(c, x, (channels, 1), kernel, strides)
-    args = [*data, y]
-    if c.epilogue is not None and c.epilogue.fits(channels):
-        more, operands = c.epilogue.functions()
-        text += more
-        args += [i64(0), *operands]
+    more, results = behind(c.epilogue, channels)
     c.launch(
-        chained_text(text, "batch.h", "channels_last.h", "pool_last.cl"),
+        chained_text(text + more, "batch.h", "channels_last.h", "pool_last.cl"),
         "pool_last",
-        [*args, *(i32(v) for v in numbers)],
+        [*data, y, *results, *(i32(v) for v in numbers)],
         [-(-rows // per)],
         defines={
             "LANES": lanes_of(channels),
