@@ -23,7 +23,9 @@ def execute(site: Site, item: ControlItem, run: Run, env: dict[str, Held]) -> No
     node = item.node
     run_node = {"If": _if, "Loop": _loop, "Scan": _scan}.get(node.op_type)
     if run_node is None:
-        raise Unsupported(f"control flow {node.op} is not supported", node=node.name, op=node.op)
+        raise Unsupported(
+            f"control flow {node.op} is not supported", node=node.name, op=node.op, remedy="Use If, Loop or Scan"
+        )
     outputs = run_node(site, item, run, env)
     for value, held in zip(node.outputs, outputs, strict=False):
         if value is not None:
